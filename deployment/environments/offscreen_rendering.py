@@ -1,0 +1,75 @@
+"""Fast off-screen pictures of MuJoCo scenes, on machines without a display.
+
+The recipe: no shadows, no reflections, no multisampling, and a frame buffer of exactly the picture's size. It is about
+ten times faster on a CPU than MuJoCo's defaults and changes the pixels, so whoever uses it must use it for training *and*
+evaluation. `prepare_offscreen_rendering` must run before `mujoco` is imported for the first time in a process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SYSTEM_LIBRARIES = "libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri libopengl0"
+INSTALL_HINT = f"install them with: apt-get install -y --no-install-recommends {SYSTEM_LIBRARIES}"
+
+
+def prepare_offscreen_rendering() -> None:
+    """Selects EGL for MuJoCo on a Linux machine without a display, unless `MUJOCO_GL` says otherwise.
+
+    Where the EGL library is missing, MuJoCo's OpenGL is switched off instead: simulating without pictures still works,
+    and asking for a picture says what to install.
+    """
+    if "MUJOCO_GL" in os.environ or os.environ.get("DISPLAY") or sys.platform != "linux":
+        return
+    try:
+        ctypes.CDLL("libEGL.so.1")
+    except OSError:
+        os.environ["MUJOCO_GL"] = "disable"
+    else:
+        os.environ["MUJOCO_GL"] = "egl"
+
+
+class OffscreenRenderer:
+    """Square RGB pictures of one MuJoCo model.
+
+    Args:
+        model: a `mujoco.MjModel`; its off-screen buffer size and multisampling are changed.
+        size: side of a picture in pixels.
+
+    Raises:
+        RuntimeError: where no OpenGL context can be made, with the packages to install.
+    """
+
+    def __init__(self, model: Any, size: int) -> None:
+        import mujoco
+
+        model.vis.global_.offwidth = model.vis.global_.offheight = size
+        model.vis.quality.offsamples = 0
+        try:
+            self._renderer = mujoco.Renderer(model, size, size)
+        except Exception as error:  # every back end has exceptions of its own
+            raise RuntimeError(
+                f"MuJoCo cannot draw here (MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r}: {error}). If OpenGL's system "
+                f"libraries are missing, {INSTALL_HINT}; then start again with MUJOCO_GL=egl"
+            ) from error
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._renderer.scene.flags[flag] = 0
+
+    def render(self, data: Any, camera: str) -> NDArray[np.uint8]:
+        """The scene of `data` (`mujoco.MjData`) as `camera` sees it: (size, size, 3), first row on top."""
+        self._renderer.update_scene(data, camera)
+        frame: NDArray[np.uint8] = self._renderer.render()
+        return frame
+
+    def close(self) -> None:
+        """Frees the OpenGL context."""
+        self._renderer.close()
+
+
+__all__ = ["INSTALL_HINT", "SYSTEM_LIBRARIES", "OffscreenRenderer", "prepare_offscreen_rendering"]

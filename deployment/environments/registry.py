@@ -1,0 +1,77 @@
+"""Simulators by name. Nothing of a simulator is imported before one of its tasks is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import yaml
+from numpy.typing import ArrayLike, NDArray
+
+from ...configuration.embodiment import Embodiment
+
+# name -> (module, class, file with the tasks and their instructions)
+_ENVIRONMENTS = {"metaworld": ("metaworld_env", "MetaWorldEnv", "metaworld_tasks.yaml")}
+
+
+class RobotEnvironment(Protocol):
+    """What collecting and evaluating need of a simulated robot; every one of ours is a `gymnasium.Env` that has it.
+
+    Observations are `{"state": (S,) float32, "images": Mapping camera -> (h, w, 3) uint8}`, infos have `success`.
+    """
+
+    embodiment: Embodiment
+    instruction: str
+    max_episode_steps: int
+
+    def reset(self, *, seed: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]: ...
+
+    def step(self, action: ArrayLike) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]: ...
+
+    def expert_action(self) -> NDArray[np.float32]: ...
+
+    def render(self) -> NDArray[np.uint8]: ...
+
+    def close(self) -> None: ...
+
+
+def list_instructions(name: str) -> Mapping[str, str]:
+    """Task name -> instruction of every task of the simulator `name`; imports no simulator. ValueError if unknown."""
+    file = Path(__file__).with_name(_lookup(name)[2])
+    instructions: dict[str, str] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return instructions
+
+
+def list_tasks(name: str) -> list[str]:
+    """The task names of the simulator `name`, sorted. Raises ValueError on an unknown simulator."""
+    return sorted(list_instructions(name))
+
+
+def make_environment(name: str, task: str, **kwargs: Any) -> RobotEnvironment:
+    """Builds one task of a simulator, a `gymnasium.Env`.
+
+    Args:
+        name: the simulator, for example `metaworld`.
+        task: one of `list_tasks(name)`.
+        **kwargs: passed to the environment's class.
+
+    Raises:
+        ValueError: on an unknown simulator or task.
+        ImportError: where the simulator is not installed, with the extra to install.
+    """
+    module, class_name, _ = _lookup(name)
+    environment_class = getattr(import_module(f".{module}", __package__), class_name)
+    environment: RobotEnvironment = environment_class(task, **kwargs)
+    return environment
+
+
+def _lookup(name: str) -> tuple[str, str, str]:
+    if name not in _ENVIRONMENTS:
+        raise ValueError(f"there is no simulator {name!r}, use one of: {', '.join(sorted(_ENVIRONMENTS))}")
+    return _ENVIRONMENTS[name]
+
+
+__all__ = ["RobotEnvironment", "list_instructions", "list_tasks", "make_environment"]

@@ -1,0 +1,199 @@
+"""The robot side of a checkpoint: observations in, one action a control step out."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..configuration.embodiment import Embodiment
+from ..modeling_priorvla.backbone import LanguageFeatures
+from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
+from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
+
+Observation = Mapping[str, Any]  # "state" (S,), "images" {camera: (h, w, 3) uint8}, "instruction" str
+
+
+@dataclass
+class PolicySession:
+    """What one running episode remembers: chunk queue, past window, its own source of noise."""
+
+    generator: torch.Generator
+    queue: deque[NDArray[np.float32]] = field(default_factory=deque)
+    states: deque[NDArray[np.float32]] = field(default_factory=deque)
+    actions: deque[NDArray[np.float32]] = field(default_factory=deque)
+
+
+class Policy(Protocol):
+    """What an evaluation needs: sessions, and one action for each."""
+
+    embodiment: Embodiment
+
+    def new_session(self, seed: int) -> Any: ...
+
+    def act(self, sessions: Sequence[Any], observations: Sequence[Observation]) -> NDArray[np.float32]: ...
+
+
+class PriorVLAPolicy:
+    """Drives one embodiment with a `PriorVLAModel`: predicts a chunk, executes its first steps, looks again.
+
+    An observation is `{"state": (S,) raw, "images": {camera: (h, w, 3) uint8}, "instruction": str}`. Everything that an
+    episode remembers is in a `PolicySession`, never in the model: `select_action` uses a session of the policy's own,
+    `act` any number of them in one batch.
+
+    Args:
+        model, processor: as `from_pretrained` loads them; the model has its backbone attached.
+        embodiment: name, one of the checkpoint's; may be left out when there is only one.
+        execute_steps: steps of a chunk that are executed before the next is predicted. Default: half of it.
+        num_inference_steps: denoising steps; default the config's.
+        seed: of the policy's own session. The same seed and observations give the same actions.
+
+    Raises:
+        ValueError: on an embodiment that the checkpoint does not know, or execute_steps outside [1, chunk_size].
+    """
+
+    def __init__(
+        self,
+        model: PriorVLAModel,
+        processor: PriorVLAProcessor,
+        *,
+        embodiment: str | None = None,
+        execute_steps: int | None = None,
+        num_inference_steps: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        chunk_size = model.config.expert.chunk_size
+        self.model, self.processor = model.eval(), processor
+        self.embodiment = _choose(processor.embodiments, embodiment)
+        self.execute_steps = execute_steps or max(1, chunk_size // 2)
+        if not 1 <= self.execute_steps <= chunk_size:
+            raise ValueError(f"execute_steps={execute_steps} must be between 1 and the chunk's {chunk_size} steps")
+        self.num_inference_steps = num_inference_steps
+        self._language: dict[str, tuple[Tensor, Tensor]] = {}
+        self.reset(seed)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | os.PathLike[str], *, backbone: Any = "auto", device: str = "cpu", **arguments: Any
+    ) -> Self:
+        """Loads model and processor from a folder or Hub id; `arguments` are the constructor's."""
+        model = PriorVLAModel.from_pretrained(path, backbone=backbone).to(device)
+        return cls(model, PriorVLAProcessor.from_pretrained(path), **arguments)
+
+    def reset(self, seed: int = 0) -> None:
+        """Forgets the episode; call before every new one."""
+        self._session = self.new_session(seed)
+
+    def new_session(self, seed: int) -> PolicySession:
+        """Memory for one more episode; the same seed gives the same noise, however sessions are batched."""
+        return PolicySession(torch.Generator().manual_seed(seed))
+
+    def select_action(self, observation: Observation) -> NDArray[np.float32]:
+        """The next action (D_robot,) in raw units."""
+        return self.act([self._session], [observation])[0]
+
+    def predict_chunk(self, observation: Observation) -> NDArray[np.float32]:
+        """A whole chunk (H, D_robot) in raw units; leaves the queue alone."""
+        return self._predict([self._session], [observation])[0]
+
+    def act(self, sessions: Sequence[PolicySession], observations: Sequence[Observation]) -> NDArray[np.float32]:
+        """One action (N, D_robot) for each of N sessions; those whose queue is empty are predicted in one batch."""
+        hungry = [index for index, session in enumerate(sessions) if not session.queue]
+        if hungry:
+            chunks = self._predict([sessions[i] for i in hungry], [observations[i] for i in hungry])
+            for index, chunk in zip(hungry, chunks, strict=True):
+                sessions[index].queue.extend(chunk[: self.execute_steps])
+        actions = []
+        for session, observation in zip(sessions, observations, strict=True):
+            actions.append(session.queue.popleft())
+            self._remember(session, observation, actions[-1])
+        return np.stack(actions)
+
+    def _remember(self, session: PolicySession, observation: Observation, action: NDArray[np.float32]) -> None:
+        if not self.model.config.use_history:
+            return
+        session.states.append(np.asarray(observation["state"], dtype=np.float32))
+        session.actions.append(action)
+        if len(session.actions) > self.model.config.history_size:
+            session.states.popleft()
+            session.actions.popleft()
+
+    def _predict(
+        self, sessions: Sequence[PolicySession], observations: Sequence[Observation]
+    ) -> NDArray[np.float32]:
+        config, device = self.model.config.expert, self.model.device
+        noise = [torch.randn(config.chunk_size, config.action_dim, generator=session.generator) for session in sessions]
+        inputs = self.processor(
+            embodiment=self.embodiment.name,
+            state=np.stack([np.asarray(observation["state"]) for observation in observations]),
+            images=[observation["images"] for observation in observations],
+            **self._history(sessions),
+        ).to(device)
+        hidden_states, mask = zip(*(self._instruction(observation["instruction"]) for observation in observations), strict=True)
+        chunk = self.model.sample_actions(
+            **inputs,
+            language_features=LanguageFeatures(torch.stack(hidden_states), torch.stack(mask)),
+            noise=torch.stack(noise).to(device),
+            num_inference_steps=self.num_inference_steps,
+        )
+        return self.processor.decode_actions(chunk, self.embodiment.name)
+
+    def _history(self, sessions: Sequence[PolicySession]) -> dict[str, NDArray[Any]]:
+        """The past windows (N, H_hist, ·), padded in front."""
+        if not self.model.config.use_history:
+            return {}
+        size = self.model.config.history_size
+        states = np.zeros((len(sessions), size, self.embodiment.state_dim), dtype=np.float32)
+        actions = np.zeros((len(sessions), size, self.embodiment.action_dim), dtype=np.float32)
+        mask = np.zeros((len(sessions), size), dtype=bool)
+        for row, session in enumerate(sessions):
+            if count := len(session.actions):
+                states[row, size - count :] = np.stack(session.states)
+                actions[row, size - count :] = np.stack(session.actions)
+                mask[row, size - count :] = True
+        return {"history_states": states, "history_actions": actions, "history_mask": mask}
+
+    def _instruction(self, text: str) -> tuple[Tensor, Tensor]:
+        """Language features (L, d) and mask (L,) of an instruction; encoded once, they do not depend on images here."""
+        if text not in self._language:
+            inputs = self.processor.tokenize([text]).to(self.model.device)
+            features = self.model.backbone.encode_language(None, inputs["input_ids"], inputs["attention_mask"])
+            self._language[text] = (features.hidden_states[0], features.mask[0])
+        return self._language[text]
+
+
+class RandomPolicy:
+    """Uniform actions within the range seen in the embodiment's data: the floor that a policy has to leave."""
+
+    def __init__(self, embodiment: Embodiment) -> None:
+        if embodiment.action_statistics is None:
+            raise ValueError(f"embodiment {embodiment.name!r} has no action statistics to draw random actions from")
+        self.embodiment = embodiment
+        self._low = np.asarray(embodiment.action_statistics.min)
+        self._high = np.asarray(embodiment.action_statistics.max)
+
+    def new_session(self, seed: int) -> np.random.Generator:
+        return np.random.default_rng(seed)
+
+    def act(self, sessions: Sequence[np.random.Generator], observations: Sequence[Observation]) -> NDArray[np.float32]:
+        return np.stack([session.uniform(self._low, self._high) for session in sessions]).astype(np.float32)
+
+
+def _choose(embodiments: Sequence[Embodiment], name: str | None) -> Embodiment:
+    names = [embodiment.name for embodiment in embodiments]
+    if name is None and len(names) == 1:
+        return embodiments[0]
+    if name not in names:
+        given = "no embodiment was given" if name is None else f"embodiment {name!r} is unknown"
+        raise ValueError(f"{given}: this checkpoint has {', '.join(names)}; pass embodiment=")
+    return embodiments[names.index(name)]
+
+
+__all__ = ["Observation", "Policy", "PolicySession", "PriorVLAPolicy", "RandomPolicy"]

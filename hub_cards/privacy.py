@@ -1,0 +1,103 @@
+"""Nothing private leaves with a checkpoint: absolute paths and secrets are found, and removed or refused.
+
+`scrub` cleans what we write ourselves (a card's values, after hours of training: no reason to fail); `private_findings`
+and `require_public` look through what somebody is about to share, and say where the private thing stands.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+REMOVED = "[removed]"
+
+# A path needs two components to be one: "/think" in a chat template is none. URLs and "owner/name" are not absolute.
+_PATH = re.compile(
+    r"""(?x)
+    file://[^\s"'`)\]>|]+
+    | (?<![\w./~<]) ~? (?:/[\w.@+=,-]+){2,} /?
+    | (?<![\w./~]) ~ /[\w.@+=,-]+ /?
+    | (?<!\w) [A-Za-z]:\\ [^\s"'`)\]>|]+
+    """
+)
+_SECRET = re.compile(
+    r"""(?x)
+    \b hf_[A-Za-z0-9]{20,}
+    | \b sk-[A-Za-z0-9_-]{20,}
+    | \b gh[pousr]_[A-Za-z0-9]{20,} | \b github_pat_[A-Za-z0-9_]{20,}
+    | \b AKIA[0-9A-Z]{16}\b
+    | \b xox[abprs]-[A-Za-z0-9-]{10,}
+    | -----BEGIN[ A-Z]*PRIVATE\ KEY-----
+    | (?i: \b bearer\s+[A-Za-z0-9._~+/-]{16,}=* )
+    | (?<=://) [^/\s:@]+ : [^/\s@]+ (?=@)
+    """
+)
+_SECRET_NAME = re.compile(
+    r"(?i)(^|[_\-. ])(password|passwd|secret|credentials?|api[_-]?key|secret[_-]?key|private[_-]?key"
+    r"|(access|auth|hub|hf|push_to_hub|wandb|api)[_-]?token)$|^token$"
+)
+# Files of a checkpoint that people fill in; vocabularies and weights are data, where "/a/b" means nothing.
+_SEARCHED = ("*.md", "*config*.json", "embodiments.json", "*.yaml", "*.yml", "*.py")
+
+
+def scrub(value: Any, name: str = "") -> Any:
+    """`value` (a string, or dicts and lists of values) for a public card.
+
+    An absolute path keeps its last component only, a secret becomes `[removed]`, as does the value of a name like
+    `hub_token` or `password`. Everything else is returned as it is.
+    """
+    if isinstance(value, Mapping):
+        return {scrub(key): scrub(entry, str(key)) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [scrub(entry, name) for entry in value]
+    if isinstance(value, Path):
+        value = str(value)
+    if not isinstance(value, str):
+        return value
+    if value and _SECRET_NAME.search(name):
+        return REMOVED
+    value = _SECRET.sub(REMOVED, value)
+    return _PATH.sub(lambda match: re.split(r"[/\\]", match.group().rstrip("/\\"))[-1], value)
+
+
+def private_findings(text: str) -> list[str]:
+    """Absolute paths and secrets in `text`, in order; secrets are shown by their first four characters only."""
+    found = [(match.start(), f"absolute path {match.group()!r}") for match in _PATH.finditer(text)]
+    found += [(match.start(), f"secret {match.group()[:4]!r}…") for match in _SECRET.finditer(text)]
+    return [finding for _, finding in sorted(found)]
+
+
+def require_public(folder: str | Path) -> None:
+    """Raises ValueError naming file and finding when a text file in `folder` holds something private."""
+    folder = Path(folder)
+    files = sorted({path for pattern in _SEARCHED for path in folder.rglob(pattern) if path.is_file()})
+    for path in files:
+        for finding in _file_findings(path):
+            raise ValueError(f"{path.relative_to(folder)} holds something private, {finding}: remove it before sharing")
+
+
+def _file_findings(path: Path) -> Iterator[str]:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if path.suffix == ".json":
+        yield from _json_findings(json.loads(text), "")
+    else:
+        yield from private_findings(text)
+
+
+def _json_findings(value: Any, key: str) -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            if isinstance(entry, str) and entry not in ("", REMOVED) and _SECRET_NAME.search(name):
+                yield f"the value of key {name!r}"
+            yield from _json_findings(entry, name)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _json_findings(entry, key)
+    elif isinstance(value, str):
+        yield from (f"{finding} in key {key!r}" for finding in private_findings(value))
+
+
+__all__ = ["private_findings", "require_public", "scrub"]

@@ -1,0 +1,128 @@
+"""Flow matching between noise and action, and its integration by diffusers' schedulers.
+
+One convention everywhere: flow time tau is 1 at noise and 0 at the action; x = (1 - tau) a + tau e; the network predicts
+the velocity v = e - a (as pi0 and diffusers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+
+def sample_times(
+    distribution: str,
+    batch_size: int,
+    *,
+    alpha: float = 1.5,
+    beta: float = 1.0,
+    device: torch.device | str | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Training times tau (B,), float32 in [0, 1].
+
+    `beta` is pi0's Beta(alpha, beta) (with 1.5 and 1 it dwells near the noise), `uniform` and `logit_normal` (the
+    logistic of a standard normal) are the usual alternatives; paper A does not say which it used.
+    """
+    shape = (batch_size,)
+    if distribution == "uniform":
+        return torch.rand(shape, device=device, generator=generator)
+    if distribution == "logit_normal":
+        return torch.randn(shape, device=device, generator=generator).sigmoid()
+    if distribution == "beta":
+        # torch.distributions.Beta takes no generator; a ratio of two gamma variables is the same distribution.
+        x = torch._standard_gamma(torch.full(shape, alpha, device=device), generator=generator)
+        y = torch._standard_gamma(torch.full(shape, beta, device=device), generator=generator)
+        return x / (x + y)
+    raise ValueError(f"time distribution {distribution!r} is unknown, use beta, uniform or logit_normal")
+
+
+def interpolate(actions: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+    """x at flow time `timestep` (B,) or (B, H) between `actions` and `noise`, both (B, H, D)."""
+    tau = timestep.reshape(len(timestep), -1, 1).to(actions.dtype)
+    return (1 - tau) * actions + tau * noise
+
+
+def velocity_loss(velocity: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Squared error of (B, H, D) velocities, float32 scalar.
+
+    The mean over a window's entries where `mask` (B, H, D) is true, then the mean over windows, so that a 26-dim robot
+    weighs no more than a 4-dim one and padding weighs nothing (our choice). Windows without a valid entry do not count.
+    """
+    error = (velocity.float() - target.float()).square()
+    if mask is None:
+        return error.mean()
+    valid = mask.sum(dim=(1, 2))
+    per_window = torch.where(mask, error, 0.0).sum(dim=(1, 2)) / valid.clamp(min=1)
+    return per_window.sum() / (valid > 0).sum().clamp(min=1)
+
+
+def integrate(
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    noise: Tensor,
+    *,
+    scheduler: dict[str, Any],
+    num_inference_steps: int,
+    prefix_actions: Tensor | None = None,
+    prefix_length: Tensor | None = None,
+) -> Tensor:
+    """Integrates from `noise` (B, H, D) at tau = 1 to actions (B, H, D) at tau = 0, in float32.
+
+    Args:
+        velocity: (x (B, H, D), timestep (B, H)) -> v (B, H, D).
+        scheduler: `{"_class_name": ..., **arguments}` of a diffusers flow-matching scheduler. Euler evaluates the
+            velocity `num_inference_steps` times, Heun 2 N - 1 times.
+        prefix_actions (B, P, D), prefix_length (B,): the first `prefix_length` steps are known and stay as given; they
+            are shown to the network clean, at tau = 0. `prefix_length` defaults to P for every row.
+
+    Raises:
+        ValueError: on a prefix longer than the chunk or a prefix_length outside [0, P].
+    """
+    batch_size, horizon, _ = noise.shape
+    x = noise.float()
+    fixed, known = _prefix(x, prefix_actions, prefix_length)
+    stepper = make_scheduler(scheduler, num_inference_steps)
+    for index, scheduler_time in enumerate(stepper.timesteps):
+        x = torch.where(fixed[..., None], known, x)
+        tau = stepper.sigmas[index].to(x).expand(batch_size, horizon)
+        tau = torch.where(fixed, torch.zeros_like(tau), tau)
+        x = stepper.step(velocity(x, tau).float(), scheduler_time, x, return_dict=False)[0]
+    return torch.where(fixed[..., None], known, x)
+
+
+def make_scheduler(config: dict[str, Any], num_inference_steps: int) -> Any:
+    """A fresh diffusers scheduler (they carry state) whose `sigmas` run 1, (N-1)/N, ..., 1/N, 0 without a wasted step."""
+    arguments = {key: value for key, value in config.items() if key != "_class_name"}
+    scheduler_class = getattr(diffusers, config["_class_name"])
+    if config["_class_name"] == "FlowMatchHeunDiscreteScheduler":
+        # Heun takes no sigmas; with N training times its own grid is the one wanted.
+        scheduler = scheduler_class(**{**arguments, "num_train_timesteps": num_inference_steps})
+        scheduler.set_timesteps(num_inference_steps)
+    else:
+        scheduler = scheduler_class(**arguments)
+        scheduler.set_timesteps(sigmas=[1 - i / num_inference_steps for i in range(num_inference_steps)])
+    return scheduler
+
+
+def _prefix(x: Tensor, actions: Tensor | None, length: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`fixed` (B, H) bool, true where the prefix stands, and `known` (B, H, D) with the prefix in place."""
+    batch_size, horizon, _ = x.shape
+    if actions is None:
+        return torch.zeros(batch_size, horizon, dtype=torch.bool, device=x.device), x
+    steps = actions.shape[1]
+    if steps > horizon:
+        raise ValueError(f"prefix_actions has {steps} steps, the chunk has {horizon}")
+    if length is None:
+        length = torch.full((batch_size,), steps, device=x.device)
+    if bool(((length < 0) | (length > steps)).any()):
+        raise ValueError(f"prefix_length {length.tolist()} must lie between 0 and the prefix's {steps} steps")
+    known = torch.zeros_like(x)
+    known[:, :steps] = actions.to(x)
+    return torch.arange(horizon, device=x.device) < length.to(x.device)[:, None], known
+
+
+__all__ = ["integrate", "interpolate", "make_scheduler", "sample_times", "velocity_loss"]

@@ -1,0 +1,99 @@
+"""Paper A's query token over a dual encoder: a small transformer that answers what it sees and hears with one latent.
+
+Order of the tokens: `[text] [p_k] [state] [z_hist] [gatherers] [q]` (paper A puts p_k first; then nothing before it
+could be cached). They attend to each other and, by cross-attention, to the vision tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..configuration.configuration_priorvla import PriorVLAConfig
+from .backbone import LanguageFeatures, VisionFeatures
+from .layers import EmbodimentLinear, SoftTokens, TransformerLayer
+from .trajectory_encoder import unit_norm
+
+
+class FusionTransformer(nn.Module):
+    """Backbone features, state and history in; z' (B, z), unit L2 norm, out at the query token."""
+
+    def __init__(self, config: PriorVLAConfig) -> None:
+        super().__init__()
+        fusion, expert = config.fusion_transformer, config.expert
+        self.config = fusion
+        hidden_size, bodies = fusion.hidden_size, len(expert.embodiments)
+        self.vision_proj = nn.Linear(config.vision_hidden_size, hidden_size)
+        self.vision_norm = nn.RMSNorm(hidden_size, eps=expert.rms_norm_eps)
+        self.camera_embeddings = nn.Parameter(torch.empty(fusion.num_cameras, hidden_size))
+        self.text_proj = nn.Linear(config.text_hidden_size, hidden_size)
+        if fusion.num_soft_tokens:
+            self.soft_tokens = SoftTokens(bodies, fusion.num_soft_tokens, hidden_size)
+        self.state_proj = EmbodimentLinear(expert.state_dims, [hidden_size] * bodies)
+        if config.use_history:
+            self.history_proj = nn.Linear(expert.latent_dim, hidden_size)
+        self.gatherers = nn.Parameter(torch.empty(fusion.num_latents, hidden_size))
+        self.query = nn.Parameter(torch.empty(hidden_size))
+        self.layers = nn.ModuleList(
+            TransformerLayer(
+                fusion,
+                hidden_size,
+                fusion.intermediate_size,
+                fusion.num_attention_heads,
+                hidden_size // fusion.num_attention_heads,
+                cross=True,
+                eps=expert.rms_norm_eps,
+            )
+            for _ in range(fusion.num_hidden_layers)
+        )
+        self.final_norm = nn.RMSNorm(hidden_size, eps=expert.rms_norm_eps)
+        self.query_out_proj = nn.Linear(hidden_size, expert.latent_dim)
+
+    def forward(
+        self,
+        vision: VisionFeatures,
+        language: LanguageFeatures,
+        state: Tensor,
+        embodiment_ids: Tensor,
+        history: Tensor | None = None,
+        has_history: Tensor | None = None,
+    ) -> Tensor:
+        """`state` (B, S) normalised; `history` (B, z) from the trajectory encoder, left out when None.
+
+        `has_history` (B,) bool is false for rows whose past is still empty. Raises ValueError when the features have
+        more cameras than `num_cameras`.
+        """
+        dtype = self.query.dtype
+        memory, memory_mask = self._memory(vision, dtype)
+        tokens = [self.text_proj(language.hidden_states.to(dtype))]
+        seen = [language.mask]
+        if self.config.num_soft_tokens:
+            tokens.append(self.soft_tokens(embodiment_ids))
+        tokens.append(self.state_proj(state[:, None].to(dtype), embodiment_ids))
+        seen.append(state.new_ones(len(state), sum(part.shape[1] for part in tokens[1:]), dtype=torch.bool))
+        if history is not None:
+            tokens.append(self.history_proj(history.to(dtype) * history.shape[-1] ** 0.5)[:, None])
+            seen.append(seen[-1][:, :1] if has_history is None else has_history[:, None])
+        own = torch.cat([self.gatherers, self.query[None]]).expand(len(state), -1, -1)
+        tokens.append(own)
+        seen.append(torch.ones_like(own[..., 0], dtype=torch.bool))
+        hidden = torch.cat(tokens, dim=1)
+        mask = torch.cat(seen, dim=1)[:, None, None, :]
+        for layer in self.layers:
+            hidden = layer(hidden, mask, memory=memory, memory_mask=memory_mask)
+        return unit_norm(self.query_out_proj(self.final_norm(hidden[:, -1])))
+
+    def _memory(self, vision: VisionFeatures, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Vision tokens (B, C P, d) with their camera's embedding, and their mask (B, 1, 1, C P)."""
+        cameras = vision.num_cameras
+        if cameras > self.config.num_cameras:
+            raise ValueError(
+                f"the batch has {cameras} cameras, this model has {self.config.num_cameras} camera slots "
+                "(config.fusion_transformer.num_cameras)"
+            )
+        projected = self.vision_proj(vision.hidden_states.to(dtype)).unflatten(1, (cameras, -1))
+        memory = self.vision_norm((projected + self.camera_embeddings[:cameras, None]).flatten(1, 2))
+        return memory, vision.mask[:, None, None, :]
+
+
+__all__ = ["FusionTransformer"]

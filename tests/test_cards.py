@@ -1,0 +1,357 @@
+"""Cards say what a checkpoint is, are read back by huggingface_hub, and give nothing private away."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from priorvla.configuration.configuration_action_prior import ActionPriorConfig
+from priorvla.configuration.configuration_priorvla import PriorVLAConfig
+from priorvla.configuration.embodiment import Embodiment, load_embodiments
+from priorvla.hub_cards.card import create_card, load_card, validate_card
+from priorvla.hub_cards.privacy import private_findings, scrub
+from priorvla.hub_cards.publishing import publish
+from priorvla.modeling_priorvla.modeling_action_prior import ActionPriorModel
+
+SECRET = "hf_" + "AbCdEfGhIjKlMnOpQrStUvWx"
+EVALUATION = {
+    "environment": "Meta-World",
+    "episode_steps": 200,
+    "tasks": {"drawer-open": {"successes": 8, "trials": 10}, "door-open": {"successes": 0, "trials": 10}},
+}
+
+
+@pytest.fixture(scope="module")
+def embodiments() -> list[Embodiment]:
+    values = np.random.default_rng(0).normal(size=(12, 4))
+    sawyer = Embodiment(
+        "sawyer",
+        ["dx", "dy", "dz", "gripper"],
+        ["x", "y", "z", "opening"],
+        control_rate=80,
+        gripper_dims=[3],
+        cameras=["corner"],
+    )
+    arm = Embodiment("arm", ["j1", "j2"], ["j1", "j2"], control_rate=12.5, action_kinds=["delta", "absolute"])
+    return [sawyer.with_statistics(values, values), arm.with_statistics(values[:, :2], values[:, :2])]
+
+
+EXPERT = {
+    "embodiments": ["sawyer", "arm"],
+    "action_dims": [4, 2],
+    "state_dims": [4, 2],
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "expert_layers": ["motion"],
+    "chunk_size": 6,
+    "latent_dim": 8,
+}
+ENCODER = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 2,
+    "head_dim": 8,
+    "num_hidden_layers": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def prior_config() -> ActionPriorConfig:
+    return ActionPriorConfig(expert=dict(EXPERT), encoder=dict(ENCODER))
+
+
+@pytest.fixture(scope="module")
+def vla_config() -> PriorVLAConfig:
+    backbone = {"source": "hub", "name": "owner/backbone", "revision": "v1", "sha256": "ab" * 32}
+    return PriorVLAConfig(expert=dict(EXPERT), backbone=backbone)
+
+
+@pytest.fixture(scope="module")
+def prior(prior_config) -> ActionPriorModel:
+    return ActionPriorModel(prior_config)
+
+
+@pytest.fixture
+def processor() -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"open": 0, "[UNK]": 1}, "[UNK]")))
+
+
+def snippets(card: ModelCard) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+
+
+def test_a_prior_card_has_the_headers_that_the_hub_searches(prior_config, embodiments):
+    data = create_card("action-prior", config=prior_config, embodiments=embodiments, license="apache-2.0").data
+    assert data.library_name == "priorvla"
+    assert data.pipeline_tag == "robotics"
+    assert {"robotics", "priorvla", "action-prior", "sawyer", "arm"} <= set(data.tags)
+    assert data.license == "apache-2.0"
+    assert data.eval_results is None
+
+
+def test_a_card_states_every_embodiments_dims_rate_kinds_and_normalisation(prior_config, embodiments):
+    text = create_card("action-prior", config=prior_config, embodiments=embodiments, license="mit").text
+    assert "| 0 | `sawyer` | 4 | absolute | 4 | 80 Hz | quantile / quantile |" in text
+    assert "| 1 | `arm` | 2 | delta, absolute | 2 | 12.5 Hz | quantile / quantile |" in text
+    assert "delta: `j1`; absolute: `j2`" in text
+
+
+def test_an_evaluated_card_is_read_back_with_trials_and_intervals(vla_config, embodiments, tmp_path):
+    create_card(
+        "vla", config=vla_config, embodiments=embodiments, license="mit", evaluation=EVALUATION, name="six-tasks"
+    ).save(tmp_path / "README.md")
+    card = load_card(tmp_path)
+    results = {result.dataset_config: result for result in card.data.eval_results}
+    assert card.data.model_name == "six-tasks"
+    assert results["drawer-open"].metric_value == 80.0
+    assert results["drawer-open"].metric_args["trials"] == 10
+    assert results["drawer-open"].metric_args["interval"] == pytest.approx([0.4902, 0.9433], abs=1e-4)
+    assert results["all tasks"].metric_args["successes"] == 8
+    assert "| door-open | 0 / 10 | 0 % | 0 – 28 % |" in card.text
+
+
+def test_a_card_without_evaluation_says_so(vla_config, embodiments):
+    card = create_card("vla", config=vla_config, embodiments=embodiments, license="mit")
+    assert "Not evaluated in closed loop" in card.text
+
+
+def test_hub_sources_are_linked_and_local_ones_are_named_without_their_path(vla_config, embodiments, tmp_path):
+    local = tmp_path / "demonstrations"
+    local.mkdir()
+    card = create_card(
+        "vla",
+        config=vla_config,
+        embodiments=embodiments,
+        license="mit",
+        datasets=["owner/robot-data", str(local)],
+        base_model="owner/prior",
+    )
+    assert card.data.datasets == ["owner/robot-data"]
+    assert card.data.base_model == ["owner/prior", "owner/backbone"]
+    assert "`demonstrations` (local)" in card.text
+    assert str(tmp_path) not in str(card)
+
+
+@pytest.mark.parametrize("kind", ["action-prior", "vla"])
+def test_the_snippet_is_python_with_the_configs_shapes(kind, prior_config, vla_config, embodiments):
+    config = prior_config if kind == "action-prior" else vla_config
+    (snippet,) = snippets(create_card(kind, config=config, embodiments=embodiments, license="mit"))
+    ast.parse(snippet)
+    assert "(1, 6, 4)" in snippet
+    assert 'checkpoint = "."' in snippet
+    assert 'embodiment="sawyer"' in snippet
+
+
+def test_the_snippet_names_the_repository_when_the_card_knows_it(prior_config, embodiments):
+    (snippet,) = snippets(
+        create_card("action-prior", config=prior_config, embodiments=embodiments, license="mit", name="me/prior")
+    )
+    assert 'checkpoint = "me/prior"' in snippet
+
+
+def test_both_papers_are_cited_by_a_vla_and_one_by_a_prior(prior_config, vla_config, embodiments):
+    prior = create_card("action-prior", config=prior_config, embodiments=embodiments, license="mit").text
+    vla = create_card("vla", config=vla_config, embodiments=embodiments, license="mit").text
+    assert "2606.26095" in prior
+    assert "2606.12366" not in prior
+    assert "2606.26095" in vla
+    assert "2606.12366" in vla
+
+
+def test_paths_and_secrets_in_a_recipe_do_not_reach_the_card(prior_config, embodiments):
+    training = {
+        "steps": 1400,
+        "output_dir": "/home/somebody/runs/prior",
+        "hub_token": "letmein",
+        "notes": f"pushed with {SECRET}",
+        "optimizer": {"config": Path("/data/secret-project/adamw.yaml")},
+    }
+    text = str(
+        create_card("action-prior", config=prior_config, embodiments=embodiments, license="mit", training=training)
+    )
+    for private in ("somebody", "letmein", SECRET, "secret-project"):
+        assert private not in text
+    assert "| output dir | prior |" in text
+    assert "| steps | 1400 |" in text
+
+
+def test_text_in_values_stays_text(prior_config, embodiments):
+    training = {"note": "a | b {{ 7 * 7 }} <script>"}
+    text = create_card(
+        "action-prior", config=prior_config, embodiments=embodiments, license="mit", training=training
+    ).text
+    assert r"| note | a \| b {{ 7 * 7 }} &lt;script> |" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "dataset"}, "card kind 'dataset' is unknown"),
+        ({"license": ""}, "license=''"),
+        ({"license": "Apache License 2.0"}, "identifier"),
+        ({"embodiments": []}, "at least one embodiment"),
+        ({"evaluation": {"tasks": {"a": {"successes": 3, "trials": 2}}}}, "got 3"),
+    ],
+)
+def test_a_card_that_would_be_wrong_is_refused(changes, message, prior_config, embodiments):
+    arguments = {"kind": "action-prior", "embodiments": embodiments, "license": "mit", **changes}
+    with pytest.raises(ValueError, match=message):
+        create_card(arguments.pop("kind"), config=prior_config, **arguments)
+
+
+def test_a_card_edited_into_something_private_is_refused(prior_config, embodiments):
+    card = create_card("action-prior", config=prior_config, embodiments=embodiments, license="mit")
+    card.text += "\nSee /home/somebody/notes.txt\n"
+    with pytest.raises(ValueError, match=r"/home/somebody/notes\.txt"):
+        validate_card(card)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["at /home/a/b.txt", "C:\\Users\\me\\x", "~/runs/x", "file:///a/b", "dir:/data/x", SECRET, "https://me:pw@host/x"],
+)
+def test_private_text_is_found_and_scrubbed(text):
+    assert private_findings(text)
+    assert not private_findings(scrub(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["https://arxiv.org/abs/2606.26095", "owner/name", "and/or", "./runs/x", "a/b/c.py", "</think>", "10/20"]
+)
+def test_public_text_is_left_alone(text):
+    assert not private_findings(text)
+    assert scrub(text) == text
+
+
+def test_names_of_tokens_that_are_no_secrets_are_kept():
+    assert scrub({"num_soft_tokens": "2", "pad_token": "[PAD]"}) == {"num_soft_tokens": "2", "pad_token": "[PAD]"}
+
+
+def test_publish_writes_a_whole_checkpoint(prior, processor, embodiments, tmp_path):
+    folder = publish(prior, processor, tmp_path / "prior", license="apache-2.0", embodiments=embodiments)
+    assert folder == tmp_path / "prior"
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "embodiments.json", "README.md"} <= names
+    assert load_embodiments(folder) == embodiments
+    assert load_card(folder).data.license == "apache-2.0"
+    again = ActionPriorModel.from_pretrained(folder)
+    for name, tensor in prior.state_dict().items():
+        assert tensor.equal(again.state_dict()[name])
+    assert [path.name for path in tmp_path.iterdir()] == ["prior"]
+
+
+def test_a_checkpoint_loaded_from_a_folder_publishes_without_that_folders_name(prior, processor, embodiments, tmp_path):
+    prior.save_pretrained(tmp_path / "private_place")
+    loaded = ActionPriorModel.from_pretrained(tmp_path / "private_place")
+    folder = publish(loaded, processor, tmp_path / "out", license="mit", embodiments=embodiments)
+    for path in folder.glob("*"):
+        assert b"private_place" not in path.read_bytes(), path.name
+
+
+def test_publish_refuses_a_hub_id_and_says_how_to_upload(prior, processor, embodiments):
+    with pytest.raises(ValueError, match=r"'me/prior' is a Hub id.*upload_folder"):
+        publish(prior, processor, "me/prior", license="mit", embodiments=embodiments)
+
+
+def test_a_string_that_cannot_be_a_hub_id_is_a_folder(prior, processor, embodiments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = publish(prior, processor, "./runs/prior", license="mit", embodiments=embodiments)
+    assert folder == tmp_path / "runs" / "prior"
+    assert (folder / "config.json").is_file()
+
+
+def test_publish_without_a_licence_or_embodiments_writes_nothing(prior, processor, embodiments, tmp_path):
+    with pytest.raises(ValueError, match="license is missing"):
+        publish(prior, processor, tmp_path / "out", embodiments=embodiments)
+    with pytest.raises(ValueError, match="has no embodiments"):
+        publish(prior, processor, tmp_path / "out", license="mit")
+    assert not list(tmp_path.iterdir())
+
+
+def test_something_private_in_a_file_stops_publishing_and_leaves_nothing(prior, processor, embodiments, tmp_path):
+    processor.init_kwargs["vocabulary_source"] = "/home/somebody/vocab.txt"
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json.*/home/somebody/vocab.txt.*vocabulary_source"):
+        publish(prior, processor, tmp_path / "out", license="mit", embodiments=embodiments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_publish_replaces_a_checkpoint_only_when_told_and_anything_else_never(prior, processor, embodiments, tmp_path):
+    arguments = {"license": "mit", "embodiments": embodiments}
+    publish(prior, processor, tmp_path / "prior", **arguments)
+    (tmp_path / "prior" / "stale.txt").touch()
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        publish(prior, processor, tmp_path / "prior", **arguments)
+    publish(prior, processor, tmp_path / "prior", overwrite=True, **arguments)
+    assert not (tmp_path / "prior" / "stale.txt").exists()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").touch()
+    with pytest.raises(FileExistsError, match="no checkpoint"):
+        publish(prior, processor, tmp_path / "photos", overwrite=True, **arguments)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "prior"]
+
+
+def test_a_failing_processor_leaves_the_old_checkpoint_as_it_was(prior, processor, embodiments, tmp_path):
+    class FullDisk(type(processor)):
+        def save_pretrained(self, *args, **kwargs):
+            raise OSError("no space left on device")
+
+    publish(prior, processor, tmp_path / "prior", license="mit", embodiments=embodiments)
+    before = (tmp_path / "prior" / "README.md").read_bytes()
+    with pytest.raises(OSError, match="no space left"):
+        publish(
+            prior,
+            FullDisk(tokenizer_object=processor.backend_tokenizer),
+            tmp_path / "prior",
+            license="mit",
+            embodiments=embodiments,
+            overwrite=True,
+        )
+    assert (tmp_path / "prior" / "README.md").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["prior"]
+
+
+def test_a_given_card_is_published_with_the_given_licence(prior, prior_config, processor, embodiments, tmp_path):
+    card = create_card("action-prior", config=prior_config, embodiments=embodiments, license="mit", name="mine")
+    folder = publish(prior, processor, tmp_path / "p", card=card, license="apache-2.0", embodiments=embodiments)
+    assert load_card(folder).data.license == "apache-2.0"
+    assert load_card(folder).text.startswith("\n# mine")
+    with pytest.raises(ValueError, match="'training' goes into a new card"):
+        publish(prior, processor, tmp_path / "q", card=card, embodiments=embodiments, training={})
+
+
+@pytest.mark.parametrize("use_history", [False, True])
+def test_a_vla_is_published_with_its_trajectory_encoder_only_when_history_needs_it(
+    use_history, prior, processor, embodiments, tmp_path
+):
+    modeling = pytest.importorskip("priorvla.modeling_priorvla.modeling_priorvla")
+    vla = modeling.PriorVLAModel.from_action_prior(prior, use_history=use_history)
+    folder = publish(vla, processor, tmp_path / "vla", license="mit", embodiments=embodiments)
+    saved = load_file(folder / "model.safetensors")
+    assert any(name.startswith("encoder.") for name in saved) is use_history
+    assert (json.loads((folder / "config.json").read_text())["encoder"] is not None) is use_history
+    again, loading = modeling.PriorVLAModel.from_pretrained(folder, output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    assert vla.encoder is not None
+    assert vla.config.encoder is not None
+    assert again.config.use_history is use_history
+
+
+def test_a_folder_without_a_card_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path))):
+        load_card(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no model card"):
+        load_card(tmp_path / "nowhere")

