@@ -8,6 +8,7 @@ before or after `import priorvla`.
 from __future__ import annotations
 
 import sys
+from collections import UserDict
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
@@ -61,6 +62,7 @@ _HOMES = {
     "load_trajectories": "training.data.lerobot_reader",
     "publish": "hub_cards.publishing",
 }
+_CONFIGS = ("ActionPriorConfig", "PriorVLAConfig")
 
 __all__ = [*_HOMES, "__version__"]
 
@@ -83,14 +85,45 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
 
 
-def _when_all_imported(auto: str, names: tuple[str, ...], register: Callable[[ModuleType], None]) -> None:
-    """Calls `register(auto module)` once that module of transformers and the homes of `names` are completely imported.
+class _Promised(UserDict[type, Any]):
+    """transformers' table of registered classes, where ours are public names until somebody looks them up.
 
-    The import of `auto` brings our modules in, but does not rely on it: where one of ours is being imported and has
-    itself caused the import of `auto`, its class does not exist yet, and its own hook completes the set.
+    To import our models as soon as `modeling_auto` is there would be too early: it is often imported from the middle of
+    another module of transformers, which ours would then find half made.
+    """
+
+    def __getitem__(self, config: type) -> Any:
+        value = self.data[config]
+        return _load(value) if isinstance(value, str) else value
+
+
+def _promise(mapping: Any, classes: dict[str, str]) -> None:
+    """Adds `{name of a config: name of its class}` to a mapping of transformers."""
+    mapping._extra_content = _Promised(mapping._extra_content)
+    mapping._extra_content.update({_load(config): name for config, name in classes.items()})
+
+
+def _register_configs(auto: ModuleType) -> None:
+    for config in map(_load, _CONFIGS):
+        auto.AutoConfig.register(config.model_type, config, exist_ok=True)
+
+
+def _register_models(auto: ModuleType) -> None:
+    _promise(auto.MODEL_MAPPING, {"ActionPriorConfig": "ActionPriorModel", "PriorVLAConfig": "PriorVLAModel"})
+
+
+def _register_processors(auto: ModuleType) -> None:
+    _promise(auto.PROCESSOR_MAPPING, dict.fromkeys(_CONFIGS, "PriorVLAProcessor"))
+
+
+def _when_imported_with_configs(auto: str, register: Callable[[ModuleType], None]) -> None:
+    """Calls `register(auto)` once that module of transformers and the homes of our configs are completely imported.
+
+    The import of `auto` brings the configs in. Where a config's module is being imported already, its class does not
+    exist yet, and the end of that import completes the set.
     """
     auto = f"transformers.models.auto.{auto}"
-    homes = [f"{__name__}.{_HOMES[name]}" for name in names]
+    homes = [f"{__name__}.{_HOMES[config]}" for config in _CONFIGS]
     missing = {auto, *homes}
 
     def arrived(module: ModuleType) -> None:
@@ -109,27 +142,6 @@ def _when_all_imported(auto: str, names: tuple[str, ...], register: Callable[[Mo
     when_imported(auto)(auto_arrived)
 
 
-def _register_auto_classes() -> None:
-    """Makes `AutoConfig`, `AutoModel` and `AutoProcessor` know our models, without importing transformers now."""
-    configs = ("ActionPriorConfig", "PriorVLAConfig")
-    models = ("ActionPriorModel", "PriorVLAModel")
-    processor = "PriorVLAProcessor"
-
-    def register_configs(auto: ModuleType) -> None:
-        for config in map(_load, configs):
-            auto.AutoConfig.register(config.model_type, config, exist_ok=True)
-
-    def register_models(auto: ModuleType) -> None:
-        for config, model in zip(configs, models, strict=True):
-            auto.AutoModel.register(_load(config), _load(model), exist_ok=True)
-
-    def register_processors(auto: ModuleType) -> None:
-        for config in configs:
-            auto.AutoProcessor.register(_load(config), _load(processor), exist_ok=True)
-
-    _when_all_imported("configuration_auto", configs, register_configs)
-    _when_all_imported("modeling_auto", (*configs, *models), register_models)
-    _when_all_imported("processing_auto", (*configs, processor), register_processors)
-
-
-_register_auto_classes()
+_when_imported_with_configs("configuration_auto", _register_configs)
+_when_imported_with_configs("modeling_auto", _register_models)
+_when_imported_with_configs("processing_auto", _register_processors)

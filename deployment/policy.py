@@ -163,7 +163,7 @@ class PriorVLAPolicy:
     def _instruction(self, text: str) -> tuple[Tensor, Tensor]:
         """Language features (L, d) and mask (L,) of an instruction; encoded once, they do not depend on images here."""
         if text not in self._language:
-            inputs = self.processor.tokenize([text]).to(self.model.device)
+            inputs = self.processor(embodiment=self.embodiment.name, text=[text]).to(self.model.device)
             features = self.model.backbone.encode_language(None, inputs["input_ids"], inputs["attention_mask"])
             self._language[text] = (features.hidden_states[0], features.mask[0])
         return self._language[text]

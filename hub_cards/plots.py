@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .intervals import difference_interval, wilson_interval
 
-INK, MUTED, RULE = "#1f2a33", "#66727d", "#d9dee3"
+INK, MUTED, RULE, PAGE = "#1f2a33", "#66727d", "#d9dee3", "#fbfbfa"
 SERIES = ("#2b6cb0", "#cc6d1f", "#2f8566", "#8257a8", "#bd4550", "#7a6a4f")
 MARKERS = ("o", "D", "s", "^", "v", "P")
 WIDTH = 8.4  # inches
@@ -140,7 +140,7 @@ def difference(comparisons: Mapping[str, tuple[int, int, int, int]], label_a: st
             low, high = difference_interval(*counts)
             middle = successes_a / trials_a - successes_b / trials_b
             axes.plot([low, high], [row, row], color=SERIES[0], linewidth=1.8, solid_capstyle="butt")
-            face = "none" if low <= 0 <= high else SERIES[0]
+            face = PAGE if low <= 0 <= high else SERIES[0]
             axes.plot(
                 [middle], [row], marker="o", markersize=6.5, color=SERIES[0], markerfacecolor=face, markeredgewidth=1.6
             )

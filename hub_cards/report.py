@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from .plots import INK, MUTED, RULE, SERIES
+from .plots import INK, MUTED, PAGE, RULE, SERIES
 
 TEMPLATES = Path(__file__).parent / "templates"
 MEDIA_TYPES = {
@@ -38,7 +38,8 @@ MEDIA_TYPES = {
 }
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 # Plots are drawn in the light theme's colours; in the page these become variables that the dark theme redefines.
-_THEME = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {c: f"--series-{i}" for i, c in enumerate(SERIES, 1)}
+_THEME = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAGE: "--page"}
+_THEME |= {colour: f"--series-{number}" for number, colour in enumerate(SERIES, 1)}
 _NUMBER = re.compile(r"[\s\[(+\-−±~≈<>≤≥]*\d[\d\s.,:;/%×+\-−–±\[\]()e]*[a-zA-Zµ°%²/]{0,5}")
 
 

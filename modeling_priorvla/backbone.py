@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -32,11 +33,12 @@ class VisionFeatures:
 
     hidden_states: Tensor
     mask: Tensor
+    num_cameras: int
 
 
 @dataclass
 class LanguageFeatures:
-    """Token states of the instruction. hidden_states (B, L, d_t): zero where masked. mask (B, L) bool: true at tokens."""
+    """Token states of the instruction. hidden_states (B, L, d_t): zero at padding. mask (B, L) bool: true at tokens."""
 
     hidden_states: Tensor
     mask: Tensor
@@ -62,7 +64,7 @@ class DualEncoderBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.image_size = image_size or _pair(model.config.vision_config.image_size)
+        self.image_size = image_size or _pair(self.vision_config.image_size)
         self.sha256 = sha256
         self.requires_grad_(False)
         self.eval()
@@ -70,7 +72,7 @@ class DualEncoderBackbone(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_repo: str | Path,
+        path_or_repo: str | os.PathLike[str],
         *,
         revision: str | None = None,
         dtype: torch.dtype | str | None = None,
@@ -95,17 +97,25 @@ class DualEncoderBackbone(nn.Module):
         return cls(model, image_size=_image_size(folder, config), sha256=weights_sha256(folder))
 
     @property
+    def vision_config(self) -> Any:
+        return self.model.config.vision_config
+
+    @property
+    def text_config(self) -> Any:
+        return self.model.config.text_config
+
+    @property
     def vision_hidden_size(self) -> int:
-        return int(self.model.config.vision_config.hidden_size)
+        return int(self.vision_config.hidden_size)
 
     @property
     def text_hidden_size(self) -> int:
-        return int(self.model.config.text_config.hidden_size)
+        return int(self.text_config.hidden_size)
 
     @property
     def tokens_per_image(self) -> int:
         """P for an image of `image_size`."""
-        return _patch_count(self.model.config.vision_config, self.image_size)
+        return _patch_count(self.vision_config, self.image_size)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -116,7 +126,7 @@ class DualEncoderBackbone(nn.Module):
         return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
 
     def encode_vision(self, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None) -> VisionFeatures:
-        """Images (B, C, 3, h, w) to patch tokens. Cameras that `pixel_attention_mask` (B, C) leaves out are not encoded.
+        """Images (B, C, 3, h, w) to patch tokens. What `pixel_attention_mask` (B, C) leaves out is not encoded at all.
 
         Raises ValueError on a wrong shape, or when the vision encoder returns no patch tokens (a convolutional one).
         """
@@ -131,7 +141,7 @@ class DualEncoderBackbone(nn.Module):
             got = tuple(pixel_attention_mask.shape)
             raise ValueError(f"pixel_attention_mask has shape {got}, pixel_values ask for ({batch}, {cameras})")
 
-        patches = _patch_count(self.model.config.vision_config, (pixel_values.shape[-2], pixel_values.shape[-1]))
+        patches = _patch_count(self.vision_config, (pixel_values.shape[-2], pixel_values.shape[-1]))
         hidden_states = torch.zeros(
             batch, cameras, patches, self.vision_hidden_size, dtype=self.dtype, device=pixel_values.device
         )
@@ -151,7 +161,7 @@ class DualEncoderBackbone(nn.Module):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         mask = attention_mask.bool()
-        padded = input_ids.masked_fill(~mask, self.model.config.text_config.pad_token_id or 0)
+        padded = input_ids.masked_fill(~mask, self.text_config.pad_token_id or 0)
         rows, row_of = torch.stack([padded, mask.long()], dim=1).unique(dim=0, return_inverse=True)
         output = self.model.text_model(input_ids=rows[:, 0], attention_mask=rows[:, 1])
         hidden_states = output.last_hidden_state[row_of].masked_fill(~mask[:, :, None], 0)
@@ -159,7 +169,7 @@ class DualEncoderBackbone(nn.Module):
 
     def _patch_tokens(self, images: Tensor, patches: int) -> Tensor:
         """(N, 3, h, w) -> (N, P, d_v): the last P tokens, behind class and register tokens."""
-        vision_config = self.model.config.vision_config
+        vision_config = self.vision_config
         other_size = tuple(images.shape[-2:]) != _pair(vision_config.image_size)
         # DINOv2 interpolates its position embedding unasked; the other ViTs of transformers want to be told.
         unasked = vision_config.model_type.startswith("dinov2")
@@ -174,7 +184,7 @@ class DualEncoderBackbone(nn.Module):
 
 
 def load_backbone(
-    reference: dict[str, Any] | None, override: str | Path | nn.Module | None = None
+    reference: dict[str, Any] | None, override: str | os.PathLike[str] | nn.Module | None = None
 ) -> DualEncoderBackbone:
     """The backbone that a checkpoint's `config.backbone` refers to, checked to be the one it was trained with.
 
@@ -208,7 +218,7 @@ def load_backbone(
 
 
 def describe_backbone(
-    path: str | Path, *, source: str, name: str, revision: str | None = None, dtype: str | None = None
+    path: str | os.PathLike[str], *, source: str, name: str, revision: str | None = None, dtype: str | None = None
 ) -> dict[str, Any]:
     """The reference (JSON) under which the backbone in folder `path` goes into `config.backbone`.
 
@@ -217,7 +227,7 @@ def describe_backbone(
     """
     _check_source(source, name)
     folder = Path(path)
-    config = _read_config(folder)
+    config: Any = _read_config(folder)
     image_size = _image_size(folder, config)
     return {
         "source": source,
@@ -232,7 +242,7 @@ def describe_backbone(
     }
 
 
-def weights_sha256(folder: str | Path) -> str:
+def weights_sha256(folder: str | os.PathLike[str]) -> str:
     """SHA-256 (hex) over the bytes of `model*.safetensors` in `folder`, shards in the order of their names.
 
     Raises FileNotFoundError when there is none.
@@ -275,8 +285,8 @@ def _require_same_weights(reference: dict[str, Any], found: str | None, override
         return
     place = "the one passed as backbone=" if override is not None else "the one found there now"
     raise ValueError(
-        f"backbone {reference.get('name')!r} has changed: the checkpoint was trained with weights of sha256 {expected}, "
-        f"{place} has {found}. Pass backbone=<folder with the original weights>, pin its revision, or train anew"
+        f"backbone {reference.get('name')!r} has changed: the checkpoint was trained with weights of sha256 "
+        f"{expected}, {place} has {found}. Pass backbone=<folder with the original weights>, pin its revision, or train anew"
     )
 
 
@@ -284,9 +294,7 @@ def download_backbone(repo: str, revision: str | None = None, local_files_only: 
     """The local snapshot folder of a backbone's Hub repository. Raises OSError when it cannot be had."""
     try:
         return Path(
-            snapshotdownload_backbone(
-                repo, revision=revision, allow_patterns=BACKBONE_FILES, local_files_only=local_files_only
-            )
+            snapshot_download(repo, revision=revision, allow_patterns=BACKBONE_FILES, local_files_only=local_files_only)
         )
     except (OSError, ValueError) as error:
         raise OSError(
@@ -308,7 +316,7 @@ def _read_config(folder: Path) -> VisionTextDualEncoderConfig:
     return VisionTextDualEncoderConfig.from_pretrained(folder, local_files_only=True)
 
 
-def _image_size(folder: Path, config: VisionTextDualEncoderConfig) -> tuple[int, int]:
+def _image_size(folder: Path, config: Any) -> tuple[int, int]:
     file = folder / "preprocessor_config.json"
     if file.is_file():
         processing = json.loads(file.read_text(encoding="utf-8"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,10 +19,14 @@ def split_examples(value: ArrayLike | None, ndim: int, name: str) -> list[NDArra
     """
     if value is None:
         return None
-    listed = isinstance(value, list | tuple) and len(value) > 0 and np.ndim(value[0]) == ndim
-    arrays = [np.asarray(item) for item in value] if listed else _split_array(np.asarray(value), ndim)
+    is_list = isinstance(value, list | tuple) and len(value) > 0 and np.ndim(value[0]) == ndim
+    arrays = (
+        [np.asarray(item) for item in cast("Sequence[Any]", value)]
+        if is_list
+        else _split_array(np.asarray(value), ndim)
+    )
     if not arrays or any(array.ndim != ndim for array in arrays):
-        got = [array.shape for array in arrays] if listed else np.shape(value)
+        got = [array.shape for array in arrays] if is_list else np.shape(value)
         raise ValueError(f"{name} has shape {got}, expected {ndim} dimensions an example, or a list of such examples")
     return arrays
 
@@ -70,7 +74,7 @@ def padded(rows: Sequence[NDArray[Any]], shape: tuple[int, ...], *, at_start: bo
     for row, values in enumerate(rows):
         first = shape[0] - len(values) if at_start else 0
         inside = (slice(first, first + len(values)), *(slice(0, size) for size in values.shape[1:]))
-        batch[(row, *inside)] = values
+        batch[row][inside] = values
     return torch.from_numpy(batch)
 
 

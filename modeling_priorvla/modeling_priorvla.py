@@ -175,7 +175,7 @@ class PriorVLAModel(MotionPreTrainedModel):
         if history_actions is not None and self.config.use_history:
             history = self.encode(history_states, history_actions, embodiment_ids, history_mask)
             if history_mask is not None:
-                has_history = history_mask.any(dim=-1).any(dim=-1)
+                has_history = history_mask.flatten(1).any(dim=1)
         return self.fusion(vision_features, language_features, state, embodiment_ids, history, has_history)
 
     # --- training -----------------------------------------------------------------------------------------------------

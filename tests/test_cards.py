@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +17,15 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    BertConfig,
+    Dinov2Config,
+    PreTrainedTokenizerFast,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from priorvla.configuration.configuration_action_prior import ActionPriorConfig
 from priorvla.configuration.configuration_priorvla import PriorVLAConfig
@@ -21,7 +33,10 @@ from priorvla.configuration.embodiment import Embodiment, load_embodiments
 from priorvla.hub_cards.card import create_card, load_card, validate_card
 from priorvla.hub_cards.privacy import private_findings, scrub
 from priorvla.hub_cards.publishing import publish
+from priorvla.modeling_priorvla.backbone import weights_sha256
 from priorvla.modeling_priorvla.modeling_action_prior import ActionPriorModel
+from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
+from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
 
 SECRET = "hf_" + "AbCdEfGhIjKlMnOpQrStUvWx"
 EVALUATION = {
@@ -153,6 +168,60 @@ def test_the_snippet_is_python_with_the_configs_shapes(kind, prior_config, vla_c
     assert "(1, 6, 4)" in snippet
     assert 'checkpoint = "."' in snippet
     assert 'embodiment="sawyer"' in snippet
+
+
+RUN_SNIPPETS = """
+import os, sys
+for folder, file, shape in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3]):
+    os.chdir(folder)
+    names = {}
+    exec(compile(open(file).read(), file, "exec"), names)
+    assert str(names["actions"].shape) == shape, names["actions"].shape
+"""
+
+
+def test_the_snippets_run_as_they_stand_in_a_fresh_process(prior, embodiments, tmp_path):
+    """From the checkpoint's folder, offline, with a backbone that was downloaded before."""
+    backbone = backbone_in_hub_cache(tmp_path / "hub", "owner/tiny-backbone")
+    vla = PriorVLAModel.from_action_prior(
+        prior, backbone=backbone["reference"], vision_hidden_size=16, text_hidden_size=16
+    )
+    cases: list[str] = []
+    for name, model, processor in (
+        ("prior", prior, PriorVLAProcessor(embodiments=embodiments, chunk_size=6)),
+        ("vla", vla, PriorVLAProcessor.for_backbone(backbone["folder"], embodiments, chunk_size=6)),
+    ):
+        folder = publish(model, processor, tmp_path / name, license="mit")
+        (snippet,) = snippets(load_card(folder))
+        (tmp_path / f"{name}.py").write_text(snippet)
+        cases += [str(folder), str(tmp_path / f"{name}.py"), "(1, 6, 4)"]
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", RUN_SNIPPETS, *cases], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def backbone_in_hub_cache(cache: Path, repository: str) -> dict[str, Any]:
+    """A tiny dual encoder with its processors, lying where huggingface_hub puts what it downloads."""
+    commit = "0" * 40
+    home = cache / f"models--{repository.replace('/', '--')}"
+    folder = home / "snapshots" / commit
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(
+        Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14),
+        BertConfig(vocab_size=8, max_position_embeddings=40, **sizes),
+        projection_dim=16,
+    )
+    VisionTextDualEncoderModel(config).save_pretrained(folder)
+    BitImageProcessorPil(size={"height": 28, "width": 28}, do_center_crop=False).save_pretrained(folder)
+    words = Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 1, "open": 2}, "[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    reference = {"source": "hub", "name": repository, "sha256": weights_sha256(folder)}
+    return {"folder": folder, "reference": reference}
 
 
 def test_the_snippet_names_the_repository_when_the_card_knows_it(prior_config, embodiments):
@@ -336,13 +405,12 @@ def test_a_given_card_is_published_with_the_given_licence(prior, prior_config, p
 def test_a_vla_is_published_with_its_trajectory_encoder_only_when_history_needs_it(
     use_history, prior, processor, embodiments, tmp_path
 ):
-    modeling = pytest.importorskip("priorvla.modeling_priorvla.modeling_priorvla")
-    vla = modeling.PriorVLAModel.from_action_prior(prior, use_history=use_history)
+    vla = PriorVLAModel.from_action_prior(prior, use_history=use_history)
     folder = publish(vla, processor, tmp_path / "vla", license="mit", embodiments=embodiments)
     saved = load_file(folder / "model.safetensors")
     assert any(name.startswith("encoder.") for name in saved) is use_history
     assert (json.loads((folder / "config.json").read_text())["encoder"] is not None) is use_history
-    again, loading = modeling.PriorVLAModel.from_pretrained(folder, output_loading_info=True)
+    again, loading = PriorVLAModel.from_pretrained(folder, output_loading_info=True)
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]
     assert vla.encoder is not None

@@ -31,14 +31,15 @@ AUTO_CLASSES_KNOW_US = """
 import priorvla
 from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-for config, model in (
-    (priorvla.ActionPriorConfig, priorvla.ActionPriorModel),
-    (priorvla.PriorVLAConfig, priorvla.PriorVLAModel),
-):
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
+configs = (priorvla.ActionPriorConfig, priorvla.PriorVLAConfig)
+models = (priorvla.ActionPriorModel, priorvla.PriorVLAModel)
+for config, model in zip(configs, models):
     assert type(AutoConfig.for_model(config.model_type)) is config, config
     assert MODEL_MAPPING[config] is model, model
+    assert (config, model) in MODEL_MAPPING._extra_content.items()
     assert PROCESSOR_MAPPING[config] is priorvla.PriorVLAProcessor, config
+assert processor_class_from_name("PriorVLAProcessor") is priorvla.PriorVLAProcessor
 """
 
 
@@ -102,12 +103,11 @@ def test_a_misspelled_public_name_is_an_attribute_error() -> None:
 @pytest.mark.parametrize(
     "first",
     [
-        "import priorvla",
+        "import priorvla; from transformers import AutoTokenizer",  # imports modeling_auto halfway through itself
         "from transformers import AutoConfig, AutoModel, AutoProcessor",
-        "from transformers import AutoConfig; import priorvla",
-        "import priorvla; from transformers import AutoProcessor",
+        "from transformers import AutoConfig; import priorvla; from transformers import Trainer",
         "from priorvla import PriorVLAModel",
-        "from priorvla import PriorVLAProcessor, VLATrainer",
+        "from priorvla import PriorVLAConfig; from priorvla import PriorVLAProcessor, VLATrainer",
     ],
 )
 def test_auto_classes_know_our_models_in_every_import_order(first: str) -> None:

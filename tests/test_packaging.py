@@ -87,14 +87,12 @@ assert command.name == "priorvla" and callable(command.load())
     assert done.returncode == 0, done.stderr
 
 
-def test_every_imported_package_is_a_declared_dependency() -> None:
+def test_every_imported_package_is_a_declared_dependency(source: Path) -> None:
     declared = {canonicalize_name(requirement.name) for requirement in requirements()}
     owners = packages_distributions()
     undeclared = []
-    for file in shipped_files(ROOT):
-        if not file.endswith(".py"):
-            continue
-        for node in ast.walk(ast.parse((ROOT / file.removeprefix("priorvla/")).read_text(encoding="utf-8"))):
+    for file in sorted(name.removeprefix("priorvla/") for name in shipped_files(source) if name.endswith(".py")):
+        for node in ast.walk(ast.parse((source / file).read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [str(node.module)]

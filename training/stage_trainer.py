@@ -58,9 +58,9 @@ class StageTrainer(Trainer):
         self.card_facts: dict[str, Any] = {"datasets": datasets, "base_model": base_model, "metrics": None}
         self._parts: dict[bool, dict[str, list[Tensor]]] = {True: defaultdict(list), False: defaultdict(list)}
         kwargs.setdefault("data_collator", whole_batch)
-        super().__init__(
-            model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processor, **kwargs
-        )
+        # not Trainer's `processing_class`, which it takes for a tokenizer
+        self.processor = processor
+        super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.model_accepts_loss_kwargs = False  # our losses are means over a batch's windows
         self.average = WeightAverage(self.model, args.ema_decay) if args.ema_decay else None
         if self.average is not None:
@@ -147,12 +147,14 @@ class StageTrainer(Trainer):
                 super()._save(str(folder))
             if folder.name.startswith("checkpoint-"):
                 self.average.save_raw(folder)
+        if self.processor is not None:
+            self.processor.save_pretrained(folder)
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle
         self.create_model_card(output_dir=folder)
 
     def create_model_card(self, *_: Any, output_dir: Path | None = None, **__: Any) -> None:
         """Writes the checkpoint's card (README.md), when there is a processor to say for which bodies it is."""
-        if self.processing_class is None:
+        if self.processor is None:
             return
         args = self.args
         recipe = {
@@ -164,7 +166,7 @@ class StageTrainer(Trainer):
         card = create_card(
             KIND_OF_MODEL_TYPE[self.model.config.model_type],
             config=self.model.config,
-            embodiments=self.processing_class.embodiments,
+            embodiments=self.processor.embodiments,
             license=args.license,
             training=recipe,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),

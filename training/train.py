@@ -16,7 +16,7 @@ from ..configuration.recipe import checked_fields
 from ..modeling_priorvla.backbone import DualEncoderBackbone, describe_backbone, download_backbone, load_backbone
 from ..modeling_priorvla.modeling_action_prior import ActionPriorModel
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel, inherited_fields
-from ..modeling_priorvla.packaged_backbones import packaged_backbone_folder, packaged_backbone_names
+from ..modeling_priorvla.packaged_backbones import PACKAGED_BACKBONES, packaged_backbone_folder
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from .data.observation_dataset import ObservationDataset
 from .data.trajectory import TrajectorySource
@@ -97,7 +97,7 @@ def _load_prior(prior: str | None) -> tuple[ActionPriorModel | None, list[Embodi
 
 def _find_backbone(name: str, dtype: str | None) -> tuple[Path, dict[str, Any]]:
     """The folder of a backbone and the reference to it that goes into the config."""
-    if name in packaged_backbone_names():
+    if name in PACKAGED_BACKBONES:
         folder = packaged_backbone_folder(name)
         return folder, describe_backbone(folder, source="package", name=name, dtype=dtype)
     folder = Path(name)

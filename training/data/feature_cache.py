@@ -119,9 +119,9 @@ class FeatureCache:
                     images[row][camera] = image
         inputs = self.processor(embodiment=self.source.embodiment.name, images=images)
         cameras = self.entry_shape[0]
-        vision = self.backbone.encode_vision(
-            inputs["pixel_values"][:, :cameras], inputs["pixel_attention_mask"][:, :cameras]
-        )
+        device = next(self.backbone.parameters()).device
+        pixels, present = (inputs[key][:, :cameras].to(device) for key in ("pixel_values", "pixel_attention_mask"))
+        vision = self.backbone.encode_vision(pixels, present)
         return vision.hidden_states.reshape(-1, *self.entry_shape).cpu()
 
     def _create(self, needed: int) -> None:
@@ -150,9 +150,10 @@ def encode_instructions(
     texts: Sequence[str], backbone: DualEncoderBackbone, processor: PriorVLAProcessor
 ) -> tuple[Tensor, Tensor]:
     """Language features (N, L, width) and their mask (N, L) of N instructions; few, so they stay in memory."""
-    inputs = processor.tokenize(list(texts))
+    inputs = processor(embodiment=processor.embodiments[0].name, text=list(texts))
+    device = next(backbone.parameters()).device
     with torch.no_grad():
-        language = backbone.encode_language(None, inputs["input_ids"], inputs["attention_mask"])
+        language = backbone.encode_language(None, *(inputs[key].to(device) for key in ("input_ids", "attention_mask")))
     return language.hidden_states.cpu(), language.mask.cpu()
 
 
