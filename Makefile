@@ -34,9 +34,10 @@ help:
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt scripts/system_packages.sh
-	@if ! '$(PYTHON)' -c '$(SUPPORTED)'; then \
+	@if ! '$(PYTHON)' -c '$(SUPPORTED)' 2>/dev/null; then \
 		echo "Python 3.11, 3.12 or 3.13 is needed, PYTHON is '$(PYTHON)': install one, or make install PYTHON=/path/to/python" >&2; exit 1; fi
 	@sh scripts/system_packages.sh '$(PYTHON)'
+	@echo "Installing the tested versions into $(VENV) (a few minutes)"
 	'$(PYTHON)' -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch setuptools
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt \

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +14,11 @@ from tqdm.auto import tqdm
 
 from ..configuration.embodiment import Embodiment
 from ..training.data.lerobot_writer import LeRobotDatasetWriter
-from .demonstrations import Demonstration, DemonstrationSettings, record_demonstration
-from .environments.registry import RobotEnvironment, list_tasks, make_environment
+from .demonstrations import DemonstrationJob, DemonstrationSettings, make_demonstrations
+from .environments.registry import list_tasks, make_environment
 
 SUMMARY_FILE = "meta/collection.json"
 ATTEMPTS = 10  # starts tried for one demonstration; Meta-World's experts solve 98 % of theirs
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")}
 
 
 @dataclass
@@ -49,17 +42,6 @@ class CollectionSummary:
     starts: list[dict[str, Any]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One demonstration to make; `options` are the arguments of the environment's class."""
-
-    environment: str
-    task: str
-    index: int
-    options: dict[str, Any]
-    settings: DemonstrationSettings
-
-
 def collect(
     output_dir: str | Path,
     tasks: Sequence[str],
@@ -77,8 +59,8 @@ def collect(
 ) -> Path:
     """Records solved episodes of the scripted experts of `tasks` and returns the dataset's folder.
 
-    Only successful episodes are kept; a start that the expert does not solve is replaced by the next. The result depends on
-    the seed, not on `num_workers`, and every task's episodes not on the other tasks. A summary lies in
+    Only successful episodes are kept; a start that the expert does not solve is replaced by the next. The result
+    depends on the seed, not on `num_workers`, and every task's episodes not on the other tasks. A summary lies in
     `meta/collection.json` (`load_collection_summary`).
 
     Args:
@@ -88,8 +70,8 @@ def collect(
         environment: a simulator, see `deployment.environments`.
         seed: decides starts and noise.
         images: without them no renderer is made, and the dataset has motion only.
-        noise: standard deviation of the Gaussian noise added to every executed action of every second demonstration, in the
-            action's units; labels stay the expert's clean actions. 0 switches it off.
+        noise: standard deviation of the Gaussian noise added to every executed action of every second demonstration, in
+            the action's units; labels stay the expert's clean actions. 0 switches it off.
         steps_after_success: steps recorded after the task is first solved.
         max_episode_steps: an episode that is not solved by then is a failure; best what `evaluate` allows.
         num_workers: processes, one thread each. With more than one, a script needs the usual
@@ -107,14 +89,18 @@ def collect(
     began = time.perf_counter()
     settings = DemonstrationSettings(seed, images, noise, steps_after_success, ATTEMPTS)
     options = {"max_episode_steps": max_episode_steps, "render": images, "image_size": image_size}
-    jobs = [_Job(environment, task, index, options, settings) for task in tasks for index in range(episodes_per_task)]
+    jobs = [
+        DemonstrationJob(environment, options, task, index, settings)
+        for task in tasks
+        for index in range(episodes_per_task)
+    ]
     body = _embodiment_of(environment, tasks[0], options)
-    cameras = {camera: (image_size, image_size) for camera in body.cameras} if images else {}
+    cameras = dict.fromkeys(body.cameras, (image_size, image_size)) if images else {}
     summary = CollectionSummary(environment, seed)
     attempts = dict.fromkeys(tasks, 0)
     with (
         LeRobotDatasetWriter(output_dir, body, cameras, overwrite=overwrite) as writer,
-        closing(_run_jobs(jobs, num_workers)) as demonstrations,
+        closing(make_demonstrations(jobs, num_workers)) as demonstrations,
     ):
         for job, demonstration in zip(jobs, tqdm(demonstrations, "collect", len(jobs), unit="episode"), strict=True):
             task = job.task
@@ -129,9 +115,7 @@ def collect(
                 demonstration.states, demonstration.actions, demonstration.instruction, demonstration.images or None
             )
             summary.frames += len(demonstration.actions)
-            summary.starts.append(
-                {"task": task, "start_seed": demonstration.start_seed, "noise": demonstration.noise}
-            )
+            summary.starts.append({"task": task, "start_seed": demonstration.start_seed, "noise": demonstration.noise})
     summary.episodes = len(jobs)
     summary.success_rates = {task: episodes_per_task / attempts[task] for task in tasks}
     summary.wall_time = time.perf_counter() - began
@@ -181,71 +165,6 @@ def _embodiment_of(environment: str, task: str, options: dict[str, Any]) -> Embo
         return made.embodiment
     finally:
         made.close()
-
-
-def _run_jobs(jobs: list[_Job], num_workers: int) -> Generator[Demonstration | None, None, None]:
-    """The jobs' results in the jobs' order. Workers run only a little ahead of the reader, so that memory stays bounded."""
-    if num_workers == 1:
-        worker = _Worker()
-        try:
-            yield from map(worker.run, jobs)
-        finally:
-            worker.close()
-        return
-    remaining = iter(jobs)
-    with _environment_variables(ONE_THREAD), ProcessPoolExecutor(num_workers, get_context("spawn"), _start_worker) as pool:
-        pending: deque[Future[Demonstration | None]] = deque()
-        try:
-            pending.extend(pool.submit(_run_in_worker, job) for job in islice(remaining, 4 * num_workers))
-            while pending:
-                yield pending.popleft().result()
-                pending.extend(pool.submit(_run_in_worker, job) for job in islice(remaining, 1))
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-class _Worker:
-    """Makes demonstrations one after the other and keeps the last task's environment, because building one takes 0.2 s."""
-
-    def __init__(self) -> None:
-        self._made: tuple[str, RobotEnvironment] | None = None
-
-    def run(self, job: _Job) -> Demonstration | None:
-        if self._made is None or self._made[0] != job.task:
-            self.close()
-            self._made = (job.task, make_environment(job.environment, job.task, **job.options))
-        return record_demonstration(self._made[1], job.task, job.index, job.settings)
-
-    def close(self) -> None:
-        if self._made is not None:
-            self._made[1].close()
-            self._made = None
-
-
-_process_worker: _Worker | None = None
-
-
-def _start_worker() -> None:
-    global _process_worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it cancels what has not begun and cleans up
-    _process_worker = _Worker()
-
-
-def _run_in_worker(job: _Job) -> Demonstration | None:
-    assert _process_worker is not None
-    return _process_worker.run(job)
-
-
-@contextmanager
-def _environment_variables(values: dict[str, str]) -> Iterator[None]:
-    """Sets environment variables for the processes started meanwhile; what a user has set wins."""
-    added = [name for name in values if name not in os.environ]
-    os.environ.update({name: values[name] for name in added})
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 __all__ = ["CollectionSummary", "collect", "load_collection_summary"]

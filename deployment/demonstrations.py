@@ -1,14 +1,29 @@
-"""One demonstration: a simulator's scripted expert drives, and what a robot would have seen is written down."""
+"""Demonstrations: a simulator's scripted expert drives, and what a robot would have seen is written down.
+
+Several processes may make them side by side; what they make depends on the jobs alone.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import zlib
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby, islice
+from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .environments.registry import RobotEnvironment
+from .environments.registry import RobotEnvironment, make_environment
+
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+LARGEST_BLOCK = 8  # demonstrations that a process makes before it hands them over: up to 30 MB with pictures
 
 
 @dataclass(frozen=True)
@@ -22,13 +37,24 @@ class DemonstrationSettings:
     attempts: int
 
 
+@dataclass(frozen=True)
+class DemonstrationJob:
+    """Demonstration number `index` of a task; `options` are the arguments of the environment's class."""
+
+    environment: str
+    options: dict[str, Any]
+    task: str
+    index: int
+    settings: DemonstrationSettings
+
+
 @dataclass
 class Demonstration:
     """A solved episode of T steps.
 
-    `states` (T, S) and `images` (camera -> (T, h, w, 3) uint8) are what was seen before each step, `actions` (T, D) what the
-    expert wanted then: where the executed action was noisy, the label is still the clean one, so that the data shows how to
-    come back. `start_seed` is the environment's reset seed, `failures` how many starts before it the expert did not solve.
+    `states` (T, S) and `images` (camera -> (T, h, w, 3) uint8) are what was seen before each step, `actions` (T, D)
+    what the expert wanted then: where the executed action was noisy the label is still the clean one, so that the data
+    shows how to come back. `start_seed` is the environment's reset seed; before it, `failures` starts were not solved.
     """
 
     states: NDArray[np.float32]
@@ -38,6 +64,34 @@ class Demonstration:
     start_seed: int
     noise: float
     failures: int
+
+
+def make_demonstrations(jobs: list[DemonstrationJob], num_workers: int) -> Generator[Demonstration | None, None, None]:
+    """Runs the jobs and yields what `record_demonstration` returns for each, in their order.
+
+    One process means this one; with more, they run only a little ahead of the reader, so that memory stays bounded.
+    Close the generator (or exhaust it) to end them.
+    """
+    if num_workers == 1:
+        worker = _Worker()
+        try:
+            yield from map(worker.run, jobs)
+        finally:
+            worker.close()
+        return
+    blocks = _blocks(jobs, max(1, min(LARGEST_BLOCK, len(jobs) // (2 * num_workers))))
+    with (
+        _environment_variables(ONE_THREAD),
+        ProcessPoolExecutor(num_workers, get_context("spawn"), _start_worker) as pool,
+    ):
+        pending: deque[Future[list[Demonstration | None]]] = deque()
+        try:
+            pending.extend(pool.submit(_run_in_worker, block) for block in islice(blocks, 2 * num_workers))
+            while pending:
+                yield from pending.popleft().result()
+                pending.extend(pool.submit(_run_in_worker, block) for block in islice(blocks, 1))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def record_demonstration(
@@ -90,4 +144,61 @@ def _record_episode(
     return np.stack(states), np.stack(actions), {camera: np.stack(frames) for camera, frames in images.items()}
 
 
-__all__ = ["Demonstration", "DemonstrationSettings", "record_demonstration"]
+def _blocks(jobs: list[DemonstrationJob], size: int) -> Iterator[list[DemonstrationJob]]:
+    """Neighbours of one task, at most `size` together, so that a worker seldom builds another environment."""
+    for _, group in groupby(jobs, lambda job: job.task):
+        while block := list(islice(group, size)):
+            yield block
+
+
+class _Worker:
+    """Makes demonstrations one after the other and keeps the last task's environment: building one takes 0.2 s."""
+
+    def __init__(self) -> None:
+        self._made: tuple[str, RobotEnvironment] | None = None
+
+    def run(self, job: DemonstrationJob) -> Demonstration | None:
+        if self._made is None or self._made[0] != job.task:
+            self.close()
+            self._made = (job.task, make_environment(job.environment, job.task, **job.options))
+        return record_demonstration(self._made[1], job.task, job.index, job.settings)
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made[1].close()
+            self._made = None
+
+
+_process_worker: _Worker | None = None
+
+
+def _start_worker() -> None:
+    global _process_worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it cancels what has not begun and cleans up
+    _process_worker = _Worker()
+
+
+def _run_in_worker(block: list[DemonstrationJob]) -> list[Demonstration | None]:
+    assert _process_worker is not None
+    return [_process_worker.run(job) for job in block]
+
+
+@contextmanager
+def _environment_variables(values: dict[str, str]) -> Iterator[None]:
+    """Sets environment variables for the processes started meanwhile; what a user has set wins."""
+    added = [name for name in values if name not in os.environ]
+    os.environ.update({name: values[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+__all__ = [
+    "Demonstration",
+    "DemonstrationJob",
+    "DemonstrationSettings",
+    "make_demonstrations",
+    "record_demonstration",
+]

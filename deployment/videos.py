@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -37,7 +38,7 @@ def write_video(path: str | Path, frames: NDArray[np.uint8], fps: float) -> Path
     partial = _partial(target)
     try:
         with av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            stream = container.add_stream(CODEC, rate=Fraction(fps).limit_denominator(1000), options={"crf": "20"})
+            stream: Any = container.add_stream(CODEC, rate=Fraction(fps).limit_denominator(1000), options={"crf": "20"})
             stream.height, stream.width = padded.shape[1:3]
             stream.pix_fmt = "yuv420p"
             for frame in padded:

@@ -286,7 +286,8 @@ def _require_same_weights(reference: dict[str, Any], found: str | None, override
     place = "the one passed as backbone=" if override is not None else "the one found there now"
     raise ValueError(
         f"backbone {reference.get('name')!r} has changed: the checkpoint was trained with weights of sha256 "
-        f"{expected}, {place} has {found}. Pass backbone=<folder with the original weights>, pin its revision, or train anew"
+        f"{expected}, {place} has {found}. Pass backbone=<folder with the original weights>, pin its "
+        "revision, or train anew"
     )
 
 

@@ -53,11 +53,12 @@ def velocity_loss(velocity: Tensor, target: Tensor, mask: Tensor | None = None) 
     The mean over a window's entries where `mask` (B, H, D) is true, then the mean over windows, so that a 26-dim robot
     weighs no more than a 4-dim one and padding weighs nothing (our choice). Windows without a valid entry do not count.
     """
-    error = (velocity.float() - target.float()).square()
+    error = velocity.float() - target.float()
     if mask is None:
-        return error.mean()
+        return error.square().mean()
     valid = mask.sum(dim=(1, 2))
-    per_window = torch.where(mask, error, 0.0).sum(dim=(1, 2)) / valid.clamp(min=1)
+    # masked before it is squared: what is not a number there would come back in the gradient
+    per_window = torch.where(mask, error, 0.0).square().sum(dim=(1, 2)) / valid.clamp(min=1)
     return per_window.sum() / (valid > 0).sum().clamp(min=1)
 
 

@@ -9,9 +9,11 @@ from typing import Any, Self, cast
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import cached_file, logging
 
 from ..configuration.embodiment import EMBODIMENTS_FILE, Embodiment, load_embodiments, save_embodiments
@@ -84,7 +86,7 @@ class PriorVLAProcessor(ProcessorMixin):
     ) -> Self:
         """A processor with the tokenizer and the image processor that lie in a backbone's `folder`."""
         return cls(
-            AutoImageProcessor.from_pretrained(folder, backend="pil"),
+            load_image_processor(str(folder)),
             AutoTokenizer.from_pretrained(folder),
             embodiments,
             chunk_size,
@@ -238,7 +240,7 @@ class PriorVLAProcessor(ProcessorMixin):
             name: kwargs[name] for name in ("embodiments", "chunk_size", "max_text_length") if name in kwargs
         }
         if settings.get("image_processor") is not None:
-            overrides.setdefault("image_processor", AutoImageProcessor.from_pretrained(place, backend="pil", **hub))
+            overrides.setdefault("image_processor", load_image_processor(place, **hub))
         if settings.get("tokenizer") is not None:
             overrides.setdefault("tokenizer", AutoTokenizer.from_pretrained(place, **hub))
         if "embodiments" not in overrides:
@@ -336,4 +338,18 @@ class PriorVLAProcessor(ProcessorMixin):
         return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
 
 
-__all__ = ["PriorVLAProcessor"]
+def load_image_processor(place: str, **hub: Any) -> ImageProcessingMixin:
+    """The image processor saved in a folder or Hub repository, in its version that computes with Pillow.
+
+    By name and not through `AutoImageProcessor`: that prefers torchvision, and in transformers 5.17 cannot even be
+    called without it. Raises ValueError when the class has no Pillow version.
+    """
+    settings, _ = ImageProcessingMixin.get_image_processor_dict(place, **hub)
+    name = str(settings.get("image_processor_type")).removesuffix("Fast").removesuffix("Pil")
+    image_processor = getattr(transformers, f"{name}Pil", None)
+    if image_processor is None:
+        raise ValueError(f"{place}: image processor {name!r} has no Pillow version in transformers, use another one")
+    return cast(ImageProcessingMixin, image_processor.from_pretrained(place, **hub))
+
+
+__all__ = ["PriorVLAProcessor", "load_image_processor"]

@@ -43,3 +43,23 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).save_pretrained(folder)
     BitImageProcessorPil(size={"height": 28, "width": 28}, do_center_crop=False).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def bodies() -> list:
+    """Two robots, of 4 + 3 and 7 + 5 dims, with statistics and a camera each."""
+    import numpy as np
+
+    from priorvla.configuration.embodiment import Embodiment
+
+    random = np.random.default_rng(0)
+    return [
+        Embodiment(
+            name=name,
+            action_names=[f"a{i}" for i in range(action_dim)],
+            state_names=[f"s{i}" for i in range(state_dim)],
+            control_rate=10.0,
+            cameras=["front"],
+        ).with_statistics(random.normal(size=(50, state_dim)), random.normal(size=(50, action_dim)))
+        for name, action_dim, state_dim in (("small", 4, 3), ("large", 7, 5))
+    ]

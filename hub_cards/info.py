@@ -1,0 +1,83 @@
+"""`priorvla info`: what a checkpoint is, from its config, embodiments and card; no weights are loaded into a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+
+from ..configuration.embodiment import load_embodiments
+
+KINDS = {"priorvla_action_prior": "action prior (rung 1: motion)", "priorvla": "vision-language-action policy (rung 3)"}
+
+
+def describe_checkpoint(source: str | Path) -> str:
+    """A few lines on a checkpoint folder or Hub id.
+
+    Raises FileNotFoundError naming the missing file, or ValueError when it is no checkpoint of ours.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        patterns = ["*.json", "*.md", "*.safetensors"]
+        folder = Path(snapshot_download(str(source), allow_patterns=patterns))
+    file = folder / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: {source} is no checkpoint folder")
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("model_type") not in KINDS:
+        raise ValueError(f"{file}: model_type {config.get('model_type')!r} is not one of {', '.join(KINDS)}")
+    lines = [f"{source}: {KINDS[config['model_type']]}", *_architecture(config), *_weights(folder)]
+    lines += [_embodiment_line(embodiment) for embodiment in load_embodiments(folder)]
+    metrics = folder / "metrics.json"
+    if metrics.is_file():
+        values = json.loads(metrics.read_text(encoding="utf-8"))
+        lines += [f"  {name:<28}{value:.4g}" for name, value in values.items()]
+    return "\n".join(lines)
+
+
+def _architecture(config: dict[str, Any]) -> list[str]:
+    expert = config["expert"]
+    lines = [
+        f"  chunk                       {expert['chunk_size']} actions",
+        f"  expert                      {len(expert['expert_layers'])} layers, {expert['hidden_size']} wide, latent "
+        f"{expert['latent_dim']}",
+    ]
+    if config["model_type"] == "priorvla":
+        backbone = config.get("backbone")
+        named = f"{backbone['name']} ({backbone['source']}, sha256 {str(backbone.get('sha256'))[:12]})" if backbone else "none"
+        lines += [
+            f"  fusion                      {config['fusion']}",
+            f"  backbone                    {named}, attached when loading",
+            f"  history                     {config['history_size'] if config['use_history'] else 'none'}",
+        ]
+    return lines
+
+
+def _weights(folder: Path) -> list[str]:
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder / 'model.safetensors'} is missing: the checkpoint has no weights")
+    parameters = 0
+    for file in files:
+        with safe_open(file, framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118, a safetensors handle is no mapping
+                size = 1
+                for length in tensors.get_slice(name).get_shape():
+                    size *= length
+                parameters += size
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
+    return [f"  weights                     {parameters / 1e6:.2f} M parameters, {megabytes:.1f} MB"]
+
+
+def _embodiment_line(embodiment: Any) -> str:
+    cameras = ", ".join(embodiment.cameras) or "no camera"
+    return (
+        f"  embodiment                  {embodiment.name}: {embodiment.action_dim} action dims, {embodiment.state_dim} state "
+        f"dims, {embodiment.control_rate:g} Hz, {cameras}, actions {embodiment.action_normalization.value}"
+    )
+
+
+__all__ = ["describe_checkpoint"]
