@@ -174,7 +174,7 @@ _process_worker: _Worker | None = None
 
 def _start_worker() -> None:
     global _process_worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it cancels what has not begun and cleans up
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once and silently; the parent cleans up
     _process_worker = _Worker()
 
 

@@ -37,6 +37,10 @@ class TimeEmbedding(nn.Module):
         return self.linear_out(nn.functional.silu(self.linear_in(sinusoids)))
 
 
+class Modulation(nn.Linear):
+    """Scales, shifts and gates from the time embedding; all zero at birth."""
+
+
 class ExpertLayer(GradientCheckpointingLayer):
     """Pre-RMSNorm self-attention and gated MLP; action tokens are modulated by time, context tokens are not."""
 
@@ -53,7 +57,7 @@ class ExpertLayer(GradientCheckpointingLayer):
         )
         self.mlp_norm = nn.RMSNorm(hidden_size, eps=config.rms_norm_eps)
         self.mlp = GatedMLP(hidden_size, config.intermediate_size)
-        self.modulation = nn.Linear(hidden_size, 6 * hidden_size)
+        self.modulation = Modulation(hidden_size, 6 * hidden_size)
 
     def context(self, tokens: Tensor) -> tuple[Tensor, KeyValue]:
         """Advances context `tokens` (B, T, d) by one layer and returns the keys and values that actions will see."""
@@ -98,7 +102,7 @@ class ActionExpert(nn.Module):
         self.time_embedding = TimeEmbedding(hidden_size)
         self.layers = nn.ModuleList(ExpertLayer(config) for _ in config.expert_layers)
         self.final_norm = nn.RMSNorm(hidden_size, eps=config.rms_norm_eps)
-        self.modulation = nn.Linear(hidden_size, 2 * hidden_size)  # of the final norm
+        self.modulation = Modulation(hidden_size, 2 * hidden_size)  # of the final norm
 
     def encode_context(
         self,
@@ -115,6 +119,7 @@ class ActionExpert(nn.Module):
             drop_latent: (B,) bool, true where the null replaces the latent.
             state: (B, S) normalised; needed when `context_tokens` has `state`.
         """
+        self.require_known(embodiment_ids)
         tokens = []
         for kind in self.config.context_tokens:
             token = getattr(self, f"_{kind}_tokens")(embodiment_ids, latent=latent, drop_latent=drop_latent, state=state)
@@ -127,6 +132,15 @@ class ActionExpert(nn.Module):
             hidden, keys_values = layer.context(hidden)
             cache.append(keys_values)
         return cache
+
+    def require_known(self, embodiment_ids: Tensor) -> None:
+        """Raises ValueError on an embodiment id that the checkpoint does not have."""
+        names = self.config.embodiments
+        if embodiment_ids.numel() and not 0 <= int(embodiment_ids.min()) <= int(embodiment_ids.max()) < len(names):
+            raise ValueError(
+                f"embodiment_ids {embodiment_ids.unique().tolist()} are not all among this checkpoint's "
+                f"{dict(enumerate(names))}"
+            )
 
     def forward(
         self,

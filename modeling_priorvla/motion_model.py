@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from ..configuration.configuration_expert import MotionConfig
-from .expert import ActionExpert, ExpertLayer
+from .expert import ActionExpert, Modulation
 from .flow_matching import integrate, interpolate, sample_times, velocity_loss
 from .layers import KeyValue
 from .trajectory_encoder import TrajectoryEncoder
@@ -68,12 +68,8 @@ class MotionPreTrainedModel(PreTrainedModel):
 
         Raises ValueError on an embodiment id that the checkpoint does not know.
         """
+        self.expert.require_known(embodiment_ids)
         dims = torch.tensor(self.config.expert.action_dims, device=embodiment_ids.device)
-        if embodiment_ids.numel() and not 0 <= int(embodiment_ids.min()) <= int(embodiment_ids.max()) < len(dims):
-            raise ValueError(
-                f"embodiment_ids {embodiment_ids.unique().tolist()} are not all among this checkpoint's "
-                f"{dict(enumerate(self.config.expert.embodiments))}"
-            )
         own = torch.arange(self.config.expert.action_dim, device=dims.device) < dims[embodiment_ids][:, None]
         own = own[:, None].expand(-1, steps, -1)
         if action_mask is None:
@@ -160,7 +156,11 @@ class MotionPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # LeCun-normal maps keep the small widths used here at unit scale; embeddings start small, as in Llama.
-        if isinstance(module, nn.Linear):
+        # Newer transformers visit only modules with parameters of their own, so the rule is about those.
+        if isinstance(module, Modulation):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
             init.normal_(module.weight, std=max(module.in_features, 1) ** -0.5)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -169,9 +169,6 @@ class MotionPreTrainedModel(PreTrainedModel):
         else:
             for parameter in module.parameters(recurse=False):
                 init.normal_(parameter, std=0.02)
-        if isinstance(module, (ExpertLayer, ActionExpert)):
-            init.zeros_(module.modulation.weight)
-            init.zeros_(module.modulation.bias)
 
 
 __all__ = ["FlowPrediction", "MotionPreTrainedModel"]

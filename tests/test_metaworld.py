@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -215,3 +216,25 @@ def test_without_metaworld_the_error_names_the_extra_and_task_names_still_work()
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert "pip install 'priorvla[metaworld]'" in result.stderr.splitlines()[-1]
+
+
+def test_without_egl_the_task_runs_and_a_picture_says_what_to_install() -> None:
+    script = (
+        "import ctypes\n"
+        "def missing(name, *args, **kwargs): raise OSError(name)\n"
+        "from priorvla.deployment.environments import offscreen_rendering\n"
+        "offscreen_rendering.ctypes.CDLL, loader = missing, ctypes.CDLL\n"
+        "offscreen_rendering.prepare_offscreen_rendering()\n"
+        "ctypes.CDLL = loader\n"
+        "from priorvla.deployment.environments import make_environment\n"
+        "environment = make_environment('metaworld', 'reach')\n"
+        "observation, _ = environment.reset(seed=0)\n"
+        "environment.step(environment.expert_action())\n"
+        "print('stepped')\n"
+        "environment.render()\n"
+    )
+    variables = {name: value for name, value in os.environ.items() if name not in ("MUJOCO_GL", "DISPLAY")}
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=variables)
+    assert result.stdout == "stepped\n", result.stderr
+    assert "apt-get install -y --no-install-recommends libegl1" in result.stderr

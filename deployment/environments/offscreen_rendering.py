@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SYSTEM_LIBRARIES = "libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri libopengl0"
-INSTALL_HINT = f"install them with: apt-get install -y --no-install-recommends {SYSTEM_LIBRARIES}"
+INSTALL_HINT = f"apt-get install -y --no-install-recommends {SYSTEM_LIBRARIES}"
 
 
 def prepare_offscreen_rendering() -> None:
@@ -27,17 +27,24 @@ def prepare_offscreen_rendering() -> None:
     Software OpenGL gets one thread, unless `LP_NUM_THREADS` says otherwise: small pictures are bound by their geometry,
     and processes that draw side by side would only fight for the cores.
     Where the EGL library is missing, MuJoCo's OpenGL is switched off instead: simulating without pictures still works,
-    and asking for a picture says what to install.
+    and asking for a picture says what to install. Raises RuntimeError, saying the same, where `MUJOCO_GL=egl` was asked
+    for without the library: importing mujoco would fail.
     """
     os.environ.setdefault("LP_NUM_THREADS", "1")
-    if "MUJOCO_GL" in os.environ or os.environ.get("DISPLAY") or sys.platform != "linux":
+    if sys.platform != "linux":
         return
+    if os.environ.get("MUJOCO_GL") == "egl" and not _has_egl():
+        raise RuntimeError(f"MUJOCO_GL=egl, but the EGL library is not installed: {INSTALL_HINT}")
+    if "MUJOCO_GL" not in os.environ and not os.environ.get("DISPLAY"):
+        os.environ["MUJOCO_GL"] = "egl" if _has_egl() else "disable"
+
+
+def _has_egl() -> bool:
     try:
         ctypes.CDLL("libEGL.so.1")
     except OSError:
-        os.environ["MUJOCO_GL"] = "disable"
-    else:
-        os.environ["MUJOCO_GL"] = "egl"
+        return False
+    return True
 
 
 class OffscreenRenderer:
@@ -61,7 +68,7 @@ class OffscreenRenderer:
         except Exception as error:  # every back end has exceptions of its own
             raise RuntimeError(
                 f"MuJoCo cannot draw here (MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r}: {error}). If OpenGL's system "
-                f"libraries are missing, {INSTALL_HINT}. Then start again with MUJOCO_GL=egl in the environment, which "
+                f"libraries are missing: {INSTALL_HINT}. Then start again with MUJOCO_GL=egl in the environment, which "
                 "must be set before anything imports mujoco"
             ) from error
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
