@@ -129,7 +129,9 @@ def _add_evaluate(commands: Any) -> None:
     command.add_argument("--max-episode-steps", type=int, default=200, help="an unsolved episode ends here")
     command.add_argument("--films", type=int, default=1, help="filmed trials a task")
     command.add_argument("--blank-images", action="store_true", help="black pictures: what it does without looking")
-    command.add_argument("--backbone", default="auto", help="folder to take the backbone from; auto: what the config names")
+    command.add_argument(
+        "--backbone", default="auto", help="folder to take the backbone from; auto: what the config names"
+    )
     command.add_argument("--workers", type=int, default=_cores(), help="processes of one thread each")
     command.add_argument("--seed", type=int, default=0, help="of the starts")
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the policy runs")
@@ -230,7 +232,9 @@ def _converted(action: argparse.Action, value: Any, file: str) -> Any:
     try:
         value = action.type(value) if callable(action.type) and value is not None else value
     except (TypeError, ValueError):
-        raise ValueError(f"{file}: {name} must be a {getattr(action.type, '__name__', 'value')}, got {value!r}") from None
+        raise ValueError(
+            f"{file}: {name} must be a {getattr(action.type, '__name__', 'value')}, got {value!r}"
+        ) from None
     if action.choices is not None and value not in action.choices:
         raise ValueError(f"{file}: {name}={value!r}, use one of {', '.join(map(str, action.choices))}")
     return value
@@ -255,7 +259,9 @@ def _tasks(environment: str, names: list[str]) -> list[str]:
 def _require(options: dict[str, Any], *names: str) -> None:
     for name in names:
         if options[name] is None:
-            raise ValueError(f"--{name.replace('_', '-')} is missing: give it on the command line or in the --config file")
+            raise ValueError(
+                f"--{name.replace('_', '-')} is missing: give it on the command line or in the --config file"
+            )
 
 
 def _cores() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -47,40 +48,38 @@ class ExpertConfig(PreTrainedConfig):
     num_attention_heads: int = 4
     num_key_value_heads: int = 4
     head_dim: int = 32
-    expert_layers: list[str] | None = None
+    expert_layers: list[str] = field(default_factory=lambda: ["motion"] * 4)
     tap_layers: list[int | None] | None = None
-    context_tokens: list[str] | None = None
+    context_tokens: list[str] = field(default_factory=lambda: ["latent", "soft"])
     num_soft_tokens: int = 2
     latent_dim: int = 32
-    embodiments: list[str] | None = None
-    action_dims: list[int] | None = None
-    state_dims: list[int] | None = None
+    embodiments: list[str] = field(default_factory=lambda: ["default"])
+    action_dims: list[int] = field(default_factory=lambda: [7])
+    state_dims: list[int] = field(default_factory=lambda: [7])
     rms_norm_eps: float = 1e-6
     rope_theta: float = 100.0
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.expert_layers = self.expert_layers or ["motion"] * 4
-        self.tap_layers = self.tap_layers or [None] * len(self.expert_layers)
-        self.context_tokens = ["latent", "soft"] if self.context_tokens is None else self.context_tokens
-        self.embodiments = self.embodiments or ["default"]
-        self.action_dims = self.action_dims or [7] * len(self.embodiments)
-        self.state_dims = self.state_dims or [7] * len(self.embodiments)
+        if self.tap_layers is None:
+            self.tap_layers = [None] * len(self.expert_layers)
         super().__post_init__(**kwargs)
 
     @property
     def action_dim(self) -> int:
         """D: action dims padded to the widest embodiment."""
-        return max(self.action_dims or [0])
+        return max(self.action_dims)
 
     @property
     def state_dim(self) -> int:
         """S: state dims padded to the widest embodiment."""
-        return max(self.state_dims or [0])
+        return max(self.state_dims)
 
     def validate_architecture(self) -> None:
         """Raises ValueError with what to do instead when the fields cannot describe one expert."""
-        assert self.expert_layers and self.tap_layers and self.context_tokens is not None
-        assert self.embodiments and self.action_dims and self.state_dims
+        assert self.tap_layers is not None
+        for name in ("expert_layers", "embodiments"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty: an expert needs at least one")
         _require_positive(self, "chunk_size", "hidden_size", "intermediate_size", "head_dim", "latent_dim")
         _require_positive(self, "num_attention_heads", "num_key_value_heads")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -93,7 +92,9 @@ class ExpertConfig(PreTrainedConfig):
             if kind not in EXPERT_LAYER_KINDS:
                 raise ValueError(f"expert_layers has {kind!r}, use {', '.join(EXPERT_LAYER_KINDS)}")
         if len(self.tap_layers) != len(self.expert_layers):
-            raise ValueError(f"tap_layers has {len(self.tap_layers)} entries for {len(self.expert_layers)} expert_layers")
+            raise ValueError(
+                f"tap_layers has {len(self.tap_layers)} entries for {len(self.expert_layers)} expert_layers"
+            )
         for index, (kind, tap) in enumerate(zip(self.expert_layers, self.tap_layers, strict=True)):
             if (kind == "motion") != (tap is None):
                 remedy = "a motion layer reads no backbone: use None" if kind == "motion" else "name the layer it reads"
@@ -104,14 +105,18 @@ class ExpertConfig(PreTrainedConfig):
         if "soft" in self.context_tokens and self.num_soft_tokens < 1:
             raise ValueError("context_tokens has 'soft' but num_soft_tokens=0: leave 'soft' out, or ask for tokens")
         if len(set(self.embodiments)) != len(self.embodiments):
-            raise ValueError(f"embodiments {self.embodiments} repeat a name: the name is how a checkpoint tells them apart")
+            raise ValueError(
+                f"embodiments {self.embodiments} repeat a name: the name is how a checkpoint tells them apart"
+            )
         if not len(self.embodiments) == len(self.action_dims) == len(self.state_dims):
             raise ValueError(
                 f"{len(self.embodiments)} embodiments, {len(self.action_dims)} action_dims, {len(self.state_dims)} "
                 "state_dims: give one of each per embodiment"
             )
         if min(self.action_dims) < 1 or min(self.state_dims) < 0:
-            raise ValueError(f"action_dims={self.action_dims} must be positive, state_dims={self.state_dims} not negative")
+            raise ValueError(
+                f"action_dims={self.action_dims} must be positive, state_dims={self.state_dims} not negative"
+            )
 
 
 @strict
@@ -139,7 +144,9 @@ class EncoderConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Raises ValueError naming the field and its value."""
-        _require_positive(self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim")
+        _require_positive(
+            self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim"
+        )
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even: the rotary embedding turns pairs")
         if self.states not in ("with", "without"):
@@ -165,12 +172,12 @@ class MotionConfig(PreTrainedConfig):
 
     sub_configs = {"expert": ExpertConfig, "encoder": EncoderConfig}
 
-    expert: dict[str, Any] | PreTrainedConfig | None = None
-    encoder: dict[str, Any] | PreTrainedConfig | None = None
+    expert: Any = None  # ExpertConfig, or a mapping of its fields
+    encoder: Any = None  # EncoderConfig, a mapping of its fields, or None
     time_distribution: str = "logit_normal"
     time_alpha: float = 1.5
     time_beta: float = 1.0
-    scheduler: dict[str, Any] | None = None
+    scheduler: dict[str, Any] = field(default_factory=lambda: {"_class_name": SCHEDULERS[0], "shift": 1.0})
     num_inference_steps: int = 5
     format_version: int = FORMAT_VERSION
 
@@ -179,12 +186,10 @@ class MotionConfig(PreTrainedConfig):
             self.expert = ExpertConfig(**(self.expert or {}))
         if isinstance(self.encoder, dict):
             self.encoder = EncoderConfig(**self.encoder)
-        self.scheduler = self.scheduler or {"_class_name": SCHEDULERS[0], "num_train_timesteps": 1000, "shift": 1.0}
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
         """Raises ValueError with what to do instead when the fields do not fit each other."""
-        assert isinstance(self.scheduler, dict)
         if self.format_version > FORMAT_VERSION:
             raise ValueError(f"format_version={self.format_version} is newer than {FORMAT_VERSION}: update priorvla")
         if self.time_distribution not in TIME_DISTRIBUTIONS:

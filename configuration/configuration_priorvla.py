@@ -67,7 +67,7 @@ class PriorVLAConfig(MotionConfig):
     sub_configs = {**MotionConfig.sub_configs, "fusion_transformer": FusionConfig}
 
     fusion: str = "latent"
-    fusion_transformer: dict[str, Any] | PreTrainedConfig | None = None
+    fusion_transformer: Any = None  # FusionConfig, or a mapping of its fields
     backbone: dict[str, Any] | None = None
     vision_hidden_size: int = 384
     text_hidden_size: int = 384
@@ -102,7 +102,9 @@ class PriorVLAConfig(MotionConfig):
                 f"and expert_layers only 'motion', got {self.expert.context_tokens} and {self.expert.expert_layers}"
             )
         if self.use_history and self.encoder is None:
-            raise ValueError("use_history=True needs the trajectory encoder: set encoder, or take it from an action prior")
+            raise ValueError(
+                "use_history=True needs the trajectory encoder: set encoder, or take it from an action prior"
+            )
         if self.history_size < 1:
             raise ValueError(f"history_size={self.history_size} must be at least 1")
         self._validate_backbone()

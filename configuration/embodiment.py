@@ -70,7 +70,9 @@ class FeatureStatistics:
     def dim(self) -> int:
         return len(self.mean)
 
-    def affine(self, mode: NormalizationMode, minimum_range: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def affine(
+        self, mode: NormalizationMode, minimum_range: ArrayLike
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """`(center, scale)`, each (dim,), of the map raw -> (raw - center) / scale.
 
         `scale` is the standard deviation or half the mode's range, and never below `minimum_range / 2`: a joint that
@@ -152,7 +154,9 @@ class Embodiment:
         if not np.all(np.asarray(self.minimum_range) > 0):
             raise ValueError(f"{where}: minimum_range must be positive, got {self.minimum_range}")
         if isinstance(self.minimum_range, list) and len(self.minimum_range) != self.action_dim:
-            raise ValueError(f"{where}: {len(self.minimum_range)} minimum_range entries for {self.action_dim} action dims")
+            raise ValueError(
+                f"{where}: {len(self.minimum_range)} minimum_range entries for {self.action_dim} action dims"
+            )
         for label, statistics, dim in (
             ("action", self.action_statistics, self.action_dim),
             ("state", self.state_statistics, self.state_dim),

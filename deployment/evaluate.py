@@ -97,9 +97,7 @@ def success_table(results: dict[str, EvaluationResult]) -> tuple[list[str], list
     return headers, rows
 
 
-def _write_report(
-    result: EvaluationResult, settings: dict[str, Any], films: dict[str, list[Path]], file: Path
-) -> None:
+def _write_report(result: EvaluationResult, settings: dict[str, Any], films: dict[str, list[Path]], file: Path) -> None:
     successes, trials = result.count()
     report = Report("Closed-loop evaluation", f"{successes} of {trials} episodes succeeded")
     report.section("Success")

@@ -93,7 +93,8 @@ def evaluate_policy(
     """
     started = time.perf_counter()
     jobs = [
-        _Job(environment, dict(environment_options or {}), task, seed, trials, films_per_task, blank_images) for task in tasks
+        _Job(environment, dict(environment_options or {}), task, seed, trials, films_per_task, blank_images)
+        for task in tasks
     ]
     results: dict[str, TaskResult] = {}
     with tqdm(total=len(jobs) * trials, desc="evaluating", unit="episode") as progress:

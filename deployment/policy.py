@@ -125,9 +125,7 @@ class PriorVLAPolicy:
             session.states.popleft()
             session.actions.popleft()
 
-    def _predict(
-        self, sessions: Sequence[PolicySession], observations: Sequence[Observation]
-    ) -> NDArray[np.float32]:
+    def _predict(self, sessions: Sequence[PolicySession], observations: Sequence[Observation]) -> NDArray[np.float32]:
         config, device = self.model.config.expert, self.model.device
         noise = [torch.randn(config.chunk_size, config.action_dim, generator=session.generator) for session in sessions]
         inputs = self.processor(
@@ -136,7 +134,9 @@ class PriorVLAPolicy:
             images=[observation["images"] for observation in observations],
             **self._history(sessions),
         ).to(device)
-        hidden_states, mask = zip(*(self._instruction(observation["instruction"]) for observation in observations), strict=True)
+        hidden_states, mask = zip(
+            *(self._instruction(observation["instruction"]) for observation in observations), strict=True
+        )
         chunk = self.model.sample_actions(
             **inputs,
             language_features=LanguageFeatures(torch.stack(hidden_states), torch.stack(mask)),

@@ -47,7 +47,11 @@ def _architecture(config: dict[str, Any]) -> list[str]:
     ]
     if config["model_type"] == "priorvla":
         backbone = config.get("backbone")
-        named = f"{backbone['name']} ({backbone['source']}, sha256 {str(backbone.get('sha256'))[:12]})" if backbone else "none"
+        named = (
+            f"{backbone['name']} ({backbone['source']}, sha256 {str(backbone.get('sha256'))[:12]})"
+            if backbone
+            else "none"
+        )
         lines += [
             f"  fusion                      {config['fusion']}",
             f"  backbone                    {named}, attached when loading",

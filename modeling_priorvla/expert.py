@@ -122,7 +122,9 @@ class ActionExpert(nn.Module):
         self.require_known(embodiment_ids)
         tokens = []
         for kind in self.config.context_tokens:
-            token = getattr(self, f"_{kind}_tokens")(embodiment_ids, latent=latent, drop_latent=drop_latent, state=state)
+            token = getattr(self, f"_{kind}_tokens")(
+                embodiment_ids, latent=latent, drop_latent=drop_latent, state=state
+            )
             tokens.append(token + self.type_embeddings[kind])
         if not tokens:
             return None

@@ -28,7 +28,13 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
 
 
 def eager_attention(
-    module: Attention, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **_: object
+    module: Attention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **_: object,
 ) -> tuple[Tensor, Tensor]:
     """Plain softmax attention; `attention_mask` is boolean, true where a key may be seen."""
     groups = module.num_key_value_groups
@@ -178,7 +184,9 @@ class SoftTokens(nn.Module):
 
     def __init__(self, num_embodiments: int, num_tokens: int, hidden_size: int) -> None:
         super().__init__()
-        self.tokens = nn.ParameterList(nn.Parameter(torch.empty(num_tokens, hidden_size)) for _ in range(num_embodiments))
+        self.tokens = nn.ParameterList(
+            nn.Parameter(torch.empty(num_tokens, hidden_size)) for _ in range(num_embodiments)
+        )
 
     def forward(self, embodiment_ids: Tensor) -> Tensor:
         """(B,) -> (B, num_tokens, d)."""

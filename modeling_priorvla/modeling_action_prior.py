@@ -65,7 +65,9 @@ class ActionPriorModel(MotionPreTrainedModel):
         if self.training:
             shown = noisy_latent(latent, self.config.latent_noise, generator)
             dropped = torch.rand(len(latent), device=latent.device, generator=generator) < self.config.latent_dropout
-        context = self.expert.encode_context(embodiment_ids, shown, dropped, states[:, 0] if states is not None else None)
+        context = self.expert.encode_context(
+            embodiment_ids, shown, dropped, states[:, 0] if states is not None else None
+        )
         flow = self.predict_velocity(actions, embodiment_ids, context, mask, noise, timestep, prefix_length)
         return ActionPriorOutput(loss=flow.loss(), latent=latent, velocity=flow.velocity)
 
@@ -104,7 +106,9 @@ class ActionPriorModel(MotionPreTrainedModel):
         """Encodes a trajectory and samples a chunk from its latent; arguments of `encode` and `sample_actions`."""
         latent = self.encode(states, actions, embodiment_ids, action_mask)
         state = states[:, 0] if states is not None else None
-        return self.sample_actions(latent, embodiment_ids=embodiment_ids, state=state, action_mask=action_mask, **sampling)
+        return self.sample_actions(
+            latent, embodiment_ids=embodiment_ids, state=state, action_mask=action_mask, **sampling
+        )
 
 
 def noisy_latent(latent: Tensor, noise: float, generator: torch.Generator | None = None) -> Tensor:

@@ -120,7 +120,11 @@ class PriorVLAModel(MotionPreTrainedModel):
         Returns:
             The model, its `TransferReport` in `.transfer_report`.
         """
-        name = str(prior) if not isinstance(prior, nn.Module) else (prior.config._name_or_path or "an action prior in memory")
+        name = (
+            str(prior)
+            if not isinstance(prior, nn.Module)
+            else (prior.config._name_or_path or "an action prior in memory")
+        )
         if not isinstance(prior, nn.Module):
             prior = ActionPriorModel.from_pretrained(prior)
         base = config.to_dict() if config is not None else {}

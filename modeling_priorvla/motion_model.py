@@ -59,7 +59,9 @@ class MotionPreTrainedModel(PreTrainedModel):
         Raises ValueError when the model has no trajectory encoder, or it needs `states` and has none.
         """
         if self.encoder is None:
-            raise ValueError("this model has no trajectory encoder (config.encoder is None): load it from an action prior")
+            raise ValueError(
+                "this model has no trajectory encoder (config.encoder is None): load it from an action prior"
+            )
         mask = self.real_entries(embodiment_ids, actions.shape[1], action_mask)
         return self.encoder(states, actions, embodiment_ids, mask)
 

@@ -71,7 +71,9 @@ class TrajectoryEncoder(nn.Module):
         mask = None
         if action_mask is not None:
             mask = nn.functional.pad(valid.repeat(1, len(trajectory)), (ahead, 0), value=True)[:, None, None, :]
-        positions = nn.functional.pad(torch.arange(1, steps + 1, device=actions.device).repeat(len(trajectory)), (ahead, 0))
+        positions = nn.functional.pad(
+            torch.arange(1, steps + 1, device=actions.device).repeat(len(trajectory)), (ahead, 0)
+        )
         rotary = rotary_embedding(positions, self.config.head_dim, self.rope_theta)
         for layer in self.layers:
             tokens = layer(tokens, mask, rotary)

@@ -27,7 +27,7 @@ def test_interpolation_takes_a_time_for_every_step():
 )
 def test_training_times_have_the_moments_of_their_distribution(distribution, mean, std):
     times = sample_times(distribution, 200_000, generator=torch.Generator().manual_seed(0))
-    assert 0 <= times.min() and times.max() <= 1
+    assert times.min() >= 0 and times.max() <= 1
     assert times.mean().item() == pytest.approx(mean, abs=3e-3)
     assert times.std().item() == pytest.approx(std, abs=3e-3)
 
@@ -123,7 +123,9 @@ def test_a_prefix_stays_as_given_and_is_shown_clean():
         assert (x[1, :3] == 5).all() and (tau[1, :3] == 0).all() and (tau[1, 3:] > 0).all() and (tau[0, 1:] > 0).all()
 
 
-@pytest.mark.parametrize(("steps", "length", "message"), [(5, None, "prefix_actions has 5 steps"), (2, [3], "prefix_length")])
+@pytest.mark.parametrize(
+    ("steps", "length", "message"), [(5, None, "prefix_actions has 5 steps"), (2, [3], "prefix_length")]
+)
 def test_an_impossible_prefix_is_refused(steps, length, message):
     with pytest.raises(ValueError, match=message):
         integrate(

@@ -27,7 +27,13 @@ EXPERT = {
     "expert_layers": ["motion", "motion"],
 }
 ENCODER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
-FUSION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_cameras": 2}
+FUSION = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_cameras": 2,
+}
 VLA = {"fusion_transformer": FUSION, "vision_hidden_size": 16, "text_hidden_size": 24}
 HEUN = {"_class_name": "FlowMatchHeunDiscreteScheduler"}
 
@@ -43,7 +49,9 @@ def awake(model: nn.Module) -> nn.Module:
 
 def make_prior(**fields) -> ActionPriorModel:
     torch.manual_seed(0)
-    return awake(ActionPriorModel(ActionPriorConfig(expert={**EXPERT, **fields.pop("expert", {})}, encoder=ENCODER, **fields)))
+    return awake(
+        ActionPriorModel(ActionPriorConfig(expert={**EXPERT, **fields.pop("expert", {})}, encoder=ENCODER, **fields))
+    )
 
 
 def make_vla(**fields) -> PriorVLAModel:
@@ -159,7 +167,9 @@ def test_the_other_rows_of_a_batch_do_not_change_a_row():
 
 def test_sampling_is_a_function_of_its_noise_and_leaves_foreign_dims_at_zero():
     model, ids = make_prior(), torch.tensor([0, 1, 0])
-    first, again = (model.sample_actions(embodiment_ids=ids, generator=torch.Generator().manual_seed(0)) for _ in range(2))
+    first, again = (
+        model.sample_actions(embodiment_ids=ids, generator=torch.Generator().manual_seed(0)) for _ in range(2)
+    )
     other = model.sample_actions(embodiment_ids=ids, generator=torch.Generator().manual_seed(1))
     assert torch.equal(first, again) and not torch.allclose(first, other)
     assert first.shape == (B, H, D)
@@ -352,7 +362,9 @@ def test_a_gradient_reaches_every_parameter(make):
         model.config.latent_dropout = 0.5
     for _ in range(8):  # a dropped latent leaves the encoder, and a kept one the null, without a gradient
         model(**batch).loss.backward()
-    silent = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    silent = [
+        name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ]
     assert silent == (["expert.null_latent"] if make is make_vla else [])
 
 
@@ -388,7 +400,9 @@ def test_a_loaded_prior_samples_the_same_chunk_to_the_bit(tmp_path, dtype):
     model.save_pretrained(tmp_path)
     loaded = ActionPriorModel.from_pretrained(tmp_path, dtype=dtype)
     assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
-    one, two = (m.sample_actions(embodiment_ids=ids, generator=torch.Generator().manual_seed(0)) for m in (model, loaded))
+    one, two = (
+        m.sample_actions(embodiment_ids=ids, generator=torch.Generator().manual_seed(0)) for m in (model, loaded)
+    )
     assert torch.equal(one, two)
 
 

@@ -42,8 +42,10 @@ def pretrain_action_prior(options: RunOptions) -> ActionPriorTrainer:
     )
     trainer.train(resume_from_checkpoint=options.last_checkpoint() if options.resume else None)
     finish_run(trainer, prior_metrics(trainer) if held_out else {})
-    print(f"\nThe action prior is in {options.output_dir}. Next: priorvla train --prior {options.output_dir} --dataset ...",
-          file=sys.stderr)
+    print(
+        f"\nThe action prior is in {options.output_dir}. Next: priorvla train --prior {options.output_dir} --dataset ...",
+        file=sys.stderr,
+    )
     return trainer
 
 

@@ -58,7 +58,9 @@ class RunOptions:
         if self.resume and self.last_checkpoint() is None:
             raise ValueError(f"--resume: {self.output_dir} has no checkpoint-* to continue from")
         if not self.resume and self.output_dir.is_dir() and any(self.output_dir.iterdir()):
-            raise ValueError(f"--output-dir {self.output_dir} is not empty: choose another, or continue it with --resume")
+            raise ValueError(
+                f"--output-dir {self.output_dir} is not empty: choose another, or continue it with --resume"
+            )
 
     def last_checkpoint(self) -> str | None:
         return get_last_checkpoint(str(self.output_dir)) if self.output_dir.is_dir() else None
@@ -80,7 +82,10 @@ class RunOptions:
         if clash := sorted(set(given) & set(own)):
             raise ValueError(f"training.{clash[0]} is an option of the command itself: give it there")
         # a short run still warms up and shows a curve
-        defaults = {"warmup_steps": min(100, max(1, self.max_steps // 10)), "logging_steps": max(1, self.max_steps // 100)}
+        defaults = {
+            "warmup_steps": min(100, max(1, self.max_steps // 10)),
+            "logging_steps": max(1, self.max_steps // 100),
+        }
         return arguments_class(**{**defaults, **given, **overrides, **own})
 
 

@@ -22,13 +22,18 @@ class StageTrainingArguments(TrainingArguments):
         },
     )
     license: str = field(
-        default="unknown", metadata={"help": "The Hub's identifier of the weights' licence, for the card; yours to decide."}
+        default="unknown",
+        metadata={"help": "The Hub's identifier of the weights' licence, for the card; yours to decide."},
     )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Windows a step, on one device."})
-    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Windows an evaluation step, on one device."})
+    per_device_eval_batch_size: int = field(
+        default=128, metadata={"help": "Windows an evaluation step, on one device."}
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate over the steps."})
     warmup_steps: float = field(default=100, metadata={"help": "Steps over which the learning rate rises from 0."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Of matrices; never of what belongs to one embodiment."})
+    weight_decay: float = field(
+        default=0.01, metadata={"help": "Of matrices; never of what belongs to one embodiment."}
+    )
     logging_steps: float = field(default=25, metadata={"help": "Steps between two lines of the log."})
     save_steps: float = field(default=1000, metadata={"help": "Steps between two checkpoints."})
     save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints that are kept."})

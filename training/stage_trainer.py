@@ -107,7 +107,9 @@ class StageTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        return MixtureSampler(getattr(dataset, "windows", dataset), self.args.seed if self.args.data_seed is None else self.args.data_seed)
+        return MixtureSampler(
+            getattr(dataset, "windows", dataset), self.args.seed if self.args.data_seed is None else self.args.data_seed
+        )
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices of linear maps, but for those that belong to one embodiment: decay would move a body nobody trains on."""

@@ -26,7 +26,9 @@ class VLATrainingArguments(StageTrainingArguments):
     )
     decoder: str = field(
         default="reused",
-        metadata={"help": "The action expert at the start: reused (as it was loaded), frozen, or random (fresh weights)."},
+        metadata={
+            "help": "The action expert at the start: reused (as it was loaded), frozen, or random (fresh weights)."
+        },
     )
     expert_lr_scale: float = field(
         default=1.0, metadata={"help": "Learning-rate factor of the action expert and the trajectory encoder."}
@@ -37,9 +39,13 @@ class VLATrainingArguments(StageTrainingArguments):
         if self.decoder not in DECODERS:
             raise ValueError(f"decoder={self.decoder!r}, use {', '.join(DECODERS)}")
         if self.distillation_steps < 0:
-            raise ValueError(f"distillation_steps={self.distillation_steps} must not be negative; 0 turns distillation off")
+            raise ValueError(
+                f"distillation_steps={self.distillation_steps} must not be negative; 0 turns distillation off"
+            )
         if self.expert_lr_scale <= 0:
-            raise ValueError(f"expert_lr_scale={self.expert_lr_scale} must be positive; decoder='frozen' stops the expert")
+            raise ValueError(
+                f"expert_lr_scale={self.expert_lr_scale} must be positive; decoder='frozen' stops the expert"
+            )
 
 
 __all__ = ["VLATrainingArguments"]

@@ -70,7 +70,9 @@ def as_features(inputs: dict[str, Any]) -> dict[str, Any]:
         hidden_states, mask = inputs.pop("vision_hidden_states"), inputs.pop("vision_mask")
         inputs["vision_features"] = VisionFeatures(hidden_states.flatten(1, 2), mask.flatten(1, 2), mask.shape[1])
     if "language_hidden_states" in inputs:
-        inputs["language_features"] = LanguageFeatures(inputs.pop("language_hidden_states"), inputs.pop("language_mask"))
+        inputs["language_features"] = LanguageFeatures(
+            inputs.pop("language_hidden_states"), inputs.pop("language_mask")
+        )
     return inputs
 
 

@@ -51,11 +51,15 @@ class WeightAverage:
         """
         file = Path(folder) / RAW_WEIGHTS_FILE
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: this folder is no training checkpoint that can be resumed with an EMA")
+            raise FileNotFoundError(
+                f"{file} is missing: this folder is no training checkpoint that can be resumed with an EMA"
+            )
         raw = load_file(file)
         if raw.keys() != self.trained.keys():
             other = sorted(raw.keys() ^ self.trained.keys())[0]
-            raise ValueError(f"{file}: tensor {other!r} is trained in one of checkpoint and run only: resume with its settings")
+            raise ValueError(
+                f"{file}: tensor {other!r} is trained in one of checkpoint and run only: resume with its settings"
+            )
         for shadow, parameter in zip(self.average.shadow_params, self.trained.values(), strict=True):
             shadow.copy_(parameter)
         for name, parameter in self.trained.items():

@@ -46,7 +46,9 @@ class FeatureCache:
         processor: PriorVLAProcessor,
     ) -> None:
         if backbone.sha256 is None:
-            raise ValueError("features of a backbone built in memory cannot be cached: save it and load it from its folder")
+            raise ValueError(
+                "features of a backbone built in memory cannot be cached: save it and load it from its folder"
+            )
         self.source, self.backbone, self.processor = source, backbone, processor
         self.dtype = backbone.dtype
         self.entry_shape = (len(source.embodiment.cameras), backbone.tokens_per_image, backbone.vision_hidden_size)
@@ -113,7 +115,9 @@ class FeatureCache:
             rows = np.flatnonzero(trajectory == owner)
             frames = self.source.trajectories[owner].frames
             if frames is None:
-                raise ValueError(f"{self.source.root} was loaded without frames: use load_trajectories(..., frames=True)")
+                raise ValueError(
+                    f"{self.source.root} was loaded without frames: use load_trajectories(..., frames=True)"
+                )
             for camera in self.source.embodiment.cameras:
                 for row, image in zip(rows, frames.read(camera, step[rows].tolist()), strict=True):
                     images[row][camera] = image

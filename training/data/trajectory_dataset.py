@@ -191,7 +191,9 @@ def expert_dims(embodiments: Sequence[Embodiment]) -> dict[str, Any]:
     }
 
 
-def split_episodes(source: TrajectorySource, holdout: float, seed: int = 0) -> tuple[TrajectorySource, TrajectorySource]:
+def split_episodes(
+    source: TrajectorySource, holdout: float, seed: int = 0
+) -> tuple[TrajectorySource, TrajectorySource]:
     """`source` without, and with only, a share `holdout` in [0, 1) of its episodes, drawn by `seed`; at least one stays."""
     order = np.random.default_rng(seed).permutation(len(source))
     held = set(order[: min(round(holdout * len(source)), len(source) - 1)].tolist())
