@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from .configuration.recipe import list_recipes, load_recipe, require_known
 
 DESCRIPTION = "A robot learns to move before it learns to see and to listen."
@@ -19,6 +21,8 @@ NESTED = ("model", "training")  # mappings that only a --config file can hold
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 the work failed, 2 the arguments are wrong, 130 Ctrl-C."""
+    # A core that waits for another must not burn it: beside any other program that costs a factor of ten.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = build_parser()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -31,11 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\npriorvla: stopped. A training goes on with the same command and --resume.", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, StrictDataclassError) as error:
         if os.environ.get("PRIORVLA_TRACEBACK"):
             raise
-        print(f"priorvla: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, (ValueError, FileNotFoundError, FileExistsError)) else 1
+        told = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+        print(f"priorvla: error: {told}", file=sys.stderr)
+        wrong_arguments = (ValueError, FileNotFoundError, FileExistsError, StrictDataclassError)
+        return 2 if isinstance(error, wrong_arguments) else 1
     return 0
 
 
@@ -162,8 +168,8 @@ def _collect(options: dict[str, Any]) -> None:
     summary = load_collection_summary(folder)
     rate = sum(summary.success_rates.values()) / len(summary.success_rates)
     print(
-        f"{summary.episodes} episodes, {summary.frames} frames in {folder} ({summary.wall_time:.0f} s; the experts solved "
-        f"{rate:.0%} of their starts)\nNext: priorvla pretrain --dataset {folder} --output-dir runs/prior"
+        f"{summary.episodes} episodes, {summary.frames} frames in {folder} ({summary.wall_time:.0f} s; the experts "
+        f"solved {rate:.0%} of their starts)\nNext: priorvla pretrain --dataset {folder} --output-dir runs/prior"
     )
 
 
@@ -223,21 +229,27 @@ def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Na
 def _converted(action: argparse.Action, value: Any, file: str) -> Any:
     """A YAML value as the command line would have given it."""
     name = action.dest.replace("_", "-")
+    if value is None:
+        if action.default is not None:
+            raise ValueError(f"{file}: {name} is empty: give it a value, or leave it out")
+        return None
     if action.nargs == "+":
         return [str(entry) for entry in (value if isinstance(value, list) else [value])]
     if isinstance(action.default, bool):
         if not isinstance(value, bool):
             raise ValueError(f"{file}: {name} must be true or false, got {value!r}")
         return value
+    convert: Any = action.type or str
     try:
-        value = action.type(value) if callable(action.type) and value is not None else value
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"{file}: {name} must be a {getattr(action.type, '__name__', 'value')}, got {value!r}"
-        ) from None
-    if action.choices is not None and value not in action.choices:
+        if isinstance(value, (list, dict)):
+            raise ValueError
+        converted = convert(str(value))
+    except ValueError:
+        expected = {int: "a whole number", float: "a number"}.get(convert, "one value")
+        raise ValueError(f"{file}: {name} must be {expected}, got {value!r}") from None
+    if action.choices is not None and converted not in action.choices:
         raise ValueError(f"{file}: {name}={value!r}, use one of {', '.join(map(str, action.choices))}")
-    return value
+    return converted
 
 
 def _subparser(parser: argparse.ArgumentParser, name: str) -> argparse.ArgumentParser:

@@ -1,6 +1,6 @@
 """Rung 1: how robots move. Paper A, Stage 1."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: as strings, types would not be checked by `strict`.
 
 from typing import Any
 
@@ -23,8 +23,8 @@ class ActionPriorConfig(MotionConfig):
 
     model_type = "priorvla_action_prior"
 
-    latent_noise: float = 0.5
-    latent_dropout: float = 0.1
+    latent_noise: float | int = 0.5
+    latent_dropout: float | int = 0.1
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.encoder is None:
@@ -36,7 +36,8 @@ class ActionPriorConfig(MotionConfig):
         super().validate_architecture()
         if set(self.expert.expert_layers) != {"motion"}:
             raise ValueError(
-                f"an action prior sees no images, so its expert_layers must all be 'motion', got {self.expert.expert_layers}"
+                "an action prior sees no images, so its expert_layers must all be 'motion', "
+                f"got {self.expert.expert_layers}"
             )
         if "latent" not in self.expert.context_tokens:
             raise ValueError("context_tokens has no 'latent': an action prior's decoder is told the latent")

@@ -1,12 +1,15 @@
 """The action expert's shape, the trajectory encoder's, and the flow that the expert is trained with."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: as strings, types would not be checked by `strict`.
 
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+from .embodiment import Embodiment
 
 FORMAT_VERSION = 1
 EXPERT_LAYER_KINDS = ("motion", "vision", "vision_language")
@@ -36,7 +39,8 @@ class ExpertConfig(PreTrainedConfig):
             chunk makes a worse prior (our measurement).
         embodiments (`list[str]`): names, in the order of the embodiment id; repeated in `embodiments.json`.
         action_dims, state_dims (`list[int]`): per embodiment; every projection has its own width.
-        rms_norm_eps (`float`, defaults to 1e-6), rope_theta (`float`, defaults to 100.0; chunks are short): as in Llama.
+        rms_norm_eps (`float`, defaults to 1e-6), rope_theta (`float`, defaults to 100.0; chunks are short): as in
+            Llama.
     """
 
     model_type = "priorvla_expert"
@@ -57,7 +61,7 @@ class ExpertConfig(PreTrainedConfig):
     action_dims: list[int] = field(default_factory=lambda: [7])
     state_dims: list[int] = field(default_factory=lambda: [7])
     rms_norm_eps: float = 1e-6
-    rope_theta: float = 100.0
+    rope_theta: float | int = 100.0
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.tap_layers is None:
@@ -74,6 +78,20 @@ class ExpertConfig(PreTrainedConfig):
         """S: state dims padded to the widest embodiment."""
         return max(self.state_dims)
 
+    def require_embodiments(self, embodiments: Sequence[Embodiment]) -> None:
+        """Raises ValueError unless these, the processor's, are the bodies that the expert is built for, in its order.
+
+        A projection is found by id and statistics by name: were the two orders different, a robot would be driven with
+        another one's weights.
+        """
+        theirs = [(body.name, body.action_dim, body.state_dim) for body in embodiments]
+        ours = list(zip(self.embodiments, self.action_dims, self.state_dims, strict=True))
+        if theirs != ours:
+            raise ValueError(
+                f"the config's embodiments are {ours} (name, action dims, state dims), the processor's "
+                f"(embodiments.json) are {theirs}: use the processor that was saved with the model"
+            )
+
     def validate_architecture(self) -> None:
         """Raises ValueError with what to do instead when the fields cannot describe one expert."""
         assert self.tap_layers is not None
@@ -84,7 +102,8 @@ class ExpertConfig(PreTrainedConfig):
         _require_positive(self, "num_attention_heads", "num_key_value_heads")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
-                f"num_key_value_heads={self.num_key_value_heads} must divide num_attention_heads={self.num_attention_heads}"
+                f"num_key_value_heads={self.num_key_value_heads} must divide "
+                f"num_attention_heads={self.num_attention_heads}"
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even: the rotary embedding turns pairs")
@@ -175,8 +194,8 @@ class MotionConfig(PreTrainedConfig):
     expert: Any = None  # ExpertConfig, or a mapping of its fields
     encoder: Any = None  # EncoderConfig, a mapping of its fields, or None
     time_distribution: str = "logit_normal"
-    time_alpha: float = 1.5
-    time_beta: float = 1.0
+    time_alpha: float | int = 1.5
+    time_beta: float | int = 1.0
     scheduler: dict[str, Any] = field(default_factory=lambda: {"_class_name": SCHEDULERS[0], "shift": 1.0})
     num_inference_steps: int = 5
     format_version: int = FORMAT_VERSION

@@ -1,6 +1,6 @@
 """Rungs 2 and 3: the action expert beside a vision-language backbone."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: as strings, types would not be checked by `strict`.
 
 from typing import Any
 
@@ -98,8 +98,9 @@ class PriorVLAConfig(MotionConfig):
             raise ValueError(f"fusion={self.fusion!r} is unknown, use 'latent'")
         if "latent" not in self.expert.context_tokens or set(self.expert.expert_layers) != {"motion"}:
             raise ValueError(
-                "fusion='latent' speaks to the expert through its latent token alone: context_tokens must have 'latent' "
-                f"and expert_layers only 'motion', got {self.expert.context_tokens} and {self.expert.expert_layers}"
+                "fusion='latent' speaks to the expert through its latent token alone: context_tokens must have "
+                f"'latent' and expert_layers only 'motion', got {self.expert.context_tokens} and "
+                f"{self.expert.expert_layers}"
             )
         if self.use_history and self.encoder is None:
             raise ValueError(

@@ -34,7 +34,7 @@ class NormalizationMode(StrEnum):
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Per-dimension statistics of raw values (the dataset's own units), over `count` steps. Every list has one entry a dim."""
+    """Statistics of raw values (the dataset's own units), over `count` steps. Every list has one entry a dimension."""
 
     mean: list[float]
     std: list[float]
@@ -48,7 +48,7 @@ class FeatureStatistics:
 
     @classmethod
     def from_values(cls, values: ArrayLike) -> FeatureStatistics:
-        """Exact statistics of `values` (N, dim), float64 arithmetic. Raises ValueError when N is 0 or a value is not finite."""
+        """Exact statistics of `values` (N, dim), in float64. Raises ValueError when N is 0 or a value is not finite."""
         array = np.asarray(values, dtype=np.float64)
         if array.ndim != 2 or len(array) == 0:
             raise ValueError(f"statistics need values of shape (N, dim) with N > 0, got shape {array.shape}")
@@ -84,12 +84,12 @@ class FeatureStatistics:
             return np.zeros(self.dim), np.ones(self.dim)
         if mode is NormalizationMode.MEAN_STD:
             return np.asarray(self.mean), np.maximum(self.std, floor)
-        low, high = {
+        bounds = {
             NormalizationMode.MIN_MAX: (self.min, self.max),
             NormalizationMode.QUANTILE: (self.q01, self.q99),
             NormalizationMode.QUANTILE_10_90: (self.q10, self.q90),
-        }[mode]
-        low, high = np.asarray(low), np.asarray(high)
+        }
+        low, high = (np.asarray(bound) for bound in bounds[mode])
         return (low + high) / 2, np.maximum((high - low) / 2, floor)
 
 
@@ -173,7 +173,10 @@ class Embodiment:
         return len(self.state_names)
 
     def normalize_actions(self, actions: ArrayLike) -> NDArray[np.float32]:
-        """Raw actions (..., action_dim) to the model's units. Raises ValueError on other dims or a value that is not finite."""
+        """Raw actions (..., action_dim) to the model's units.
+
+        Raises ValueError on other dims or a value that is not finite.
+        """
         center, scale = self._affine("action")
         return ((self._checked(actions, "action") - center) / scale).astype(np.float32)
 
@@ -222,8 +225,8 @@ class Embodiment:
             return np.zeros(dim), np.ones(dim)
         if statistics is None:
             raise ValueError(
-                f"embodiment {self.name!r} has no {label}_statistics, which {label}_normalization={mode.value!r} needs: "
-                "fit them with with_statistics(states, actions), or use 'identity'"
+                f"embodiment {self.name!r} has no {label}_statistics, which {label}_normalization={mode.value!r} "
+                "needs: fit them with with_statistics(states, actions), or use 'identity'"
             )
         minimum_range = self.minimum_range
         if label == "state" and isinstance(minimum_range, list):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def evaluate_policy(
     blank_images: bool = False,
     environment_options: Mapping[str, Any] | None = None,
 ) -> EvaluationResult:
-    """Runs `trials` episodes of every task and says how many succeeded; success is whenever the simulator first says so.
+    """Runs `trials` episodes of every task and counts successes: those in which the simulator says so at any step.
 
     Args:
         policy: a policy, or a function that makes one (needed, and pickled, when `num_workers` > 1; for example
@@ -135,17 +136,18 @@ def _run_jobs(policy: Any, jobs: list[_Job], num_workers: int) -> Any:
             raise
 
 
-_worker_policy: Any = None
+_make_policy: Callable[[], Policy]  # in a worker: makes its policy, once
 
 
 def _start_worker(make_policy: Callable[[], Policy]) -> None:
-    global _worker_policy
+    # The policy itself is made by the first job: an error in here would only be reported as a broken pool.
+    global _make_policy
     torch.set_num_threads(1)
-    _worker_policy = make_policy()
+    _make_policy = cache(make_policy)
 
 
 def _run_in_worker(job: _Job) -> TaskResult:
-    return _run_task(_worker_policy, job)
+    return _run_task(_make_policy(), job)
 
 
 def _run_task(policy: Policy, job: _Job) -> TaskResult:
@@ -153,8 +155,8 @@ def _run_task(policy: Policy, job: _Job) -> TaskResult:
     try:
         if environment.embodiment.name != policy.embodiment.name:
             raise ValueError(
-                f"the policy drives {policy.embodiment.name!r}, {job.environment} has {environment.embodiment.name!r}: pass "
-                "embodiment= of a checkpoint that knows it"
+                f"the policy drives {policy.embodiment.name!r}, {job.environment} has {environment.embodiment.name!r}: "
+                "pass embodiment= of a checkpoint that knows it"
             )
         result = TaskResult(job.task)
         for trial in range(job.trials):

@@ -56,7 +56,8 @@ class PriorVLAPolicy:
         seed: of the policy's own session. The same seed and observations give the same actions.
 
     Raises:
-        ValueError: on an embodiment that the checkpoint does not know, or execute_steps outside [1, chunk_size].
+        ValueError: on an embodiment that the checkpoint does not know, embodiments on which config and processor
+            disagree, a model without backbone, or execute_steps outside [1, chunk_size].
     """
 
     def __init__(
@@ -69,10 +70,16 @@ class PriorVLAPolicy:
         num_inference_steps: int | None = None,
         seed: int = 0,
     ) -> None:
+        model.config.expert.require_embodiments(processor.embodiments)
+        if model.backbone is None:
+            raise ValueError(
+                "no backbone is attached, so the policy could neither see nor read: load with backbone=<folder>, or "
+                "call model.attach_backbone()"
+            )
         chunk_size = model.config.expert.chunk_size
         self.model, self.processor = model.eval(), processor
         self.embodiment = _choose(processor.embodiments, embodiment)
-        self.execute_steps = execute_steps or max(1, chunk_size // 2)
+        self.execute_steps = max(1, chunk_size // 2) if execute_steps is None else execute_steps
         if not 1 <= self.execute_steps <= chunk_size:
             raise ValueError(f"execute_steps={execute_steps} must be between 1 and the chunk's {chunk_size} steps")
         self.num_inference_steps = num_inference_steps
@@ -145,7 +152,7 @@ class PriorVLAPolicy:
         )
         return self.processor.decode_actions(chunk, self.embodiment.name)
 
-    def _history(self, sessions: Sequence[PolicySession]) -> dict[str, NDArray[Any]]:
+    def _history(self, sessions: Sequence[PolicySession]) -> dict[str, Any]:
         """The past windows (N, H_hist, ·), padded in front."""
         if not self.model.config.use_history:
             return {}

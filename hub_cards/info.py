@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
 
 from ..configuration.embodiment import load_embodiments
@@ -22,7 +23,12 @@ def describe_checkpoint(source: str | Path) -> str:
     folder = Path(source)
     if not folder.is_dir():
         patterns = ["*.json", "*.md", "*.safetensors"]
-        folder = Path(snapshot_download(str(source), allow_patterns=patterns))
+        try:
+            folder = Path(snapshot_download(str(source), allow_patterns=patterns))
+        except HFValidationError:
+            raise FileNotFoundError(
+                f"{source} does not exist: pass a checkpoint's folder or its Hub id (owner/name)"
+            ) from None
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: {source} is no checkpoint folder")
@@ -79,8 +85,8 @@ def _weights(folder: Path) -> list[str]:
 def _embodiment_line(embodiment: Any) -> str:
     cameras = ", ".join(embodiment.cameras) or "no camera"
     return (
-        f"  embodiment                  {embodiment.name}: {embodiment.action_dim} action dims, {embodiment.state_dim} state "
-        f"dims, {embodiment.control_rate:g} Hz, {cameras}, actions {embodiment.action_normalization.value}"
+        f"  embodiment                  {embodiment.name}: {embodiment.action_dim} action dims, {embodiment.state_dim} "
+        f"state dims, {embodiment.control_rate:g} Hz, {cameras}, actions {embodiment.action_normalization.value}"
     )
 
 

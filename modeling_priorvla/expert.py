@@ -8,7 +8,7 @@ token by token, by scale, shift and a gate that is zero at birth.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +131,7 @@ class ActionExpert(nn.Module):
         hidden = torch.cat(tokens, dim=1)
         cache = []
         for layer in self.layers:
-            hidden, keys_values = layer.context(hidden)
+            hidden, keys_values = cast(ExpertLayer, layer).context(hidden)
             cache.append(keys_values)
         return cache
 

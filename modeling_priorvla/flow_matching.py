@@ -1,7 +1,7 @@
 """Flow matching between noise and action, and its integration by diffusers' schedulers.
 
-One convention everywhere: flow time tau is 1 at noise and 0 at the action; x = (1 - tau) a + tau e; the network predicts
-the velocity v = e - a (as pi0 and diffusers).
+One convention everywhere: flow time tau is 1 at noise and 0 at the action; x = (1 - tau) a + tau e; the network
+predicts the velocity v = e - a (as pi0 and diffusers).
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def integrate(
 
 
 def make_scheduler(config: dict[str, Any], num_inference_steps: int) -> Any:
-    """A fresh diffusers scheduler (they carry state) whose `sigmas` run 1, (N-1)/N, ..., 1/N, 0 without a wasted step."""
+    """A fresh diffusers scheduler (they carry state) with `sigmas` 1, (N-1)/N, ..., 1/N, 0, without a wasted step."""
     arguments = {key: value for key, value in config.items() if key != "_class_name"}
     scheduler_class = getattr(diffusers, config["_class_name"])
     if config["_class_name"] == "FlowMatchHeunDiscreteScheduler":

@@ -142,7 +142,10 @@ class TransformerLayer(GradientCheckpointingLayer):
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, d) -> (B, T, d); `memory` (B, T_m, d) feeds the cross-attention; masks (B, 1, 1, T) are true where seen."""
+        """(B, T, d) -> (B, T, d); `memory` (B, T_m, d) feeds the cross-attention.
+
+        Masks (B, 1, 1, T) are true where seen.
+        """
         normed = self.input_norm(x)
         x = x + self.self_attn(normed, self.self_attn.keys_values(normed, rotary), mask, rotary)
         if memory is not None:

@@ -16,7 +16,7 @@ from .trajectory_encoder import unit_norm
 
 @dataclass
 class ActionPriorOutput(ModelOutput):
-    """`loss` scalar (L_recon), `latent` (B, z) as the encoder gave it, `velocity` (B, H, D) as the expert predicted it."""
+    """`loss` scalar (L_recon), `latent` (B, z) as the encoder gives it, `velocity` (B, H, D) as the expert does."""
 
     loss: Tensor | None = None
     latent: Tensor | None = None

@@ -87,13 +87,13 @@ class PriorVLAModel(MotionPreTrainedModel):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        *args: Any,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
         backbone: BackboneSource | None = "auto",
         **kwargs: Any,
     ) -> Any:
-        """As every transformers model; `backbone` is "auto" (what `config.backbone` names), a folder, a module or None."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        """As every transformers model; `backbone` is "auto" (that of `config.backbone`), a folder, a module or None."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if backbone != "auto":
             if backbone is not None:
@@ -151,8 +151,8 @@ class PriorVLAModel(MotionPreTrainedModel):
             return vision_features, language_features
         if self.backbone is None:
             raise ValueError(
-                "no backbone is attached to encode images and text: load with from_pretrained(..., backbone=folder), call "
-                "attach_backbone(), or pass vision_features and language_features"
+                "no backbone is attached to encode images and text: load with from_pretrained(..., backbone=folder), "
+                "call attach_backbone(), or pass vision_features and language_features"
             )
         if vision_features is None:
             if pixel_values is None:

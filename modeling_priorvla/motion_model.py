@@ -1,4 +1,4 @@
-"""What the action prior and the VLA have in common: the expert, the trajectory encoder, the flow, the initialisation."""
+"""What the action prior and the VLA have in common: expert, trajectory encoder, flow and initialisation."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class MotionPreTrainedModel(PreTrainedModel):
         return self.encoder(states, actions, embodiment_ids, mask)
 
     def real_entries(self, embodiment_ids: Tensor, steps: int, action_mask: Tensor | None = None) -> Tensor:
-        """Bool mask (B, steps, D): the embodiment has the dimension, and `action_mask` (B, steps[, D]), if given, agrees.
+        """Bool mask (B, steps, D): the embodiment has the dimension, and `action_mask` (B, steps[, D]), if any, agrees.
 
         Raises ValueError on an embodiment id that the checkpoint does not know.
         """
@@ -88,7 +88,7 @@ class MotionPreTrainedModel(PreTrainedModel):
         timestep: Tensor,
         prefix_length: Tensor | None = None,
     ) -> FlowPrediction:
-        """The expert's velocity between `noise` and `actions` (B, H, D) at `timestep` (B,) or (B, H), beside its target.
+        """The expert's velocity between `noise` and `actions` (B, H, D) at `timestep` (B,) or (B, H), and its target.
 
         The first `prefix_length` (B,) steps are shown clean, at tau = 0, and do not count in the loss.
         """

@@ -34,8 +34,8 @@ def transfer_parameters(source: nn.Module, target: nn.Module, source_name: str =
     for name in shared:
         if theirs[name].shape != ours[name].shape:
             raise ValueError(
-                f"tensor {name!r} has shape {tuple(theirs[name].shape)} in {source_name} and {tuple(ours[name].shape)} in "
-                "the new model: take expert and encoder configs from the prior (from_action_prior does)"
+                f"tensor {name!r} has shape {tuple(theirs[name].shape)} in {source_name} and {tuple(ours[name].shape)} "
+                "in the new model: take expert and encoder configs from the prior (from_action_prior does)"
             )
     for name in shared:
         ours[name].copy_(theirs[name])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +47,7 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def bodies() -> list:
     """Two robots, of 4 + 3 and 7 + 5 dims, with statistics and a camera each."""
     import numpy as np
@@ -63,3 +65,79 @@ def bodies() -> list:
         ).with_statistics(random.normal(size=(50, state_dim)), random.normal(size=(50, action_dim)))
         for name, action_dim, state_dim in (("small", 4, 3), ("large", 7, 5))
     ]
+
+
+@pytest.fixture(scope="session")
+def write_demonstrations() -> Callable[..., Path]:
+    """`(folder, embodiment, lengths, seed=0, images=True)` writes a LeRobot dataset of random episodes, 28 px frames."""
+    import numpy as np
+
+    from priorvla.configuration.embodiment import Embodiment
+    from priorvla.training.data.lerobot_writer import LeRobotDatasetWriter
+
+    def write(folder: Path, body: Embodiment, lengths: Sequence[int], seed: int = 0, images: bool = True) -> Path:
+        random = np.random.default_rng(seed)
+        cameras = body.cameras if images else []
+        with LeRobotDatasetWriter(folder, body, {camera: (28, 28) for camera in cameras}) as writer:
+            for episode, length in enumerate(lengths):
+                writer.add_episode(
+                    random.normal(size=(length, body.state_dim)),
+                    random.normal(size=(length, body.action_dim)),
+                    ("open the drawer", "press the red button now")[episode % 2],
+                    {camera: random.integers(0, 256, (length, 28, 28, 3), dtype=np.uint8) for camera in cameras},
+                )
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_fields() -> dict[str, Any]:
+    """Fields of either model's config with a small expert and encoder, chunks of 6 steps; bodies are to be added."""
+    attention = {"num_attention_heads": 2, "head_dim": 8}
+    return {
+        "expert": {
+            "chunk_size": 6,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_key_value_heads": 2,
+            "latent_dim": 8,
+            "expert_layers": ["motion", "motion"],
+            **attention,
+        },
+        "encoder": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, **attention},
+    }
+
+
+@pytest.fixture(scope="session")
+def save_policy(tiny_backbone: Path, tiny_fields: dict[str, Any]) -> Callable[..., Path]:
+    """`(folder, embodiments, **config_fields)` saves an untrained policy, in which every path has an effect."""
+    import torch
+
+    from priorvla.configuration.configuration_priorvla import BACKBONE_KEYS, PriorVLAConfig
+    from priorvla.modeling_priorvla.backbone import describe_backbone
+    from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
+    from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
+    from priorvla.training.data.trajectory_dataset import expert_dims
+
+    def save(folder: Path, embodiments: Sequence[Any], **fields: Any) -> Path:
+        reference = describe_backbone(tiny_backbone, source="hub", name="tiny-backbone")
+        config = PriorVLAConfig(
+            expert={**tiny_fields["expert"], **expert_dims(embodiments)},
+            encoder=tiny_fields["encoder"],
+            fusion_transformer={"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1},
+            backbone={key: reference[key] for key in BACKBONE_KEYS},
+            vision_hidden_size=reference["vision_hidden_size"],
+            text_hidden_size=reference["text_hidden_size"],
+            **fields,
+        )
+        torch.manual_seed(0)
+        model = PriorVLAModel(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape)
+        model.save_pretrained(folder)
+        PriorVLAProcessor.for_backbone(tiny_backbone, embodiments, chunk_size=6).save_pretrained(folder)
+        return folder
+
+    return save

@@ -32,32 +32,34 @@ def pretrain_action_prior(options: RunOptions) -> ActionPriorTrainer:
     set_seed(options.seed)
     model = ActionPriorModel(ActionPriorConfig(expert=expert, **model_fields))
     chunk_size = model.config.expert.chunk_size
+    evaluation = TrajectoryDataset(held_out, embodiments, chunk_size) if held_out else None
     trainer = ActionPriorTrainer(
         model,
         arguments,
         train_dataset=TrajectoryDataset(training, embodiments, chunk_size, weights=weights),
-        eval_dataset=TrajectoryDataset(held_out, embodiments, chunk_size) if held_out else None,
+        eval_dataset=evaluation,
         processor=PriorVLAProcessor(embodiments=embodiments, chunk_size=chunk_size),
         datasets=[str(source.root) for source in sources],
     )
     trainer.train(resume_from_checkpoint=options.last_checkpoint() if options.resume else None)
-    finish_run(trainer, prior_metrics(trainer) if held_out else {})
+    finish_run(trainer, prior_metrics(trainer, evaluation) if evaluation is not None else {})
     print(
-        f"\nThe action prior is in {options.output_dir}. Next: priorvla train --prior {options.output_dir} --dataset ...",
+        f"\nThe action prior is in {options.output_dir}. "
+        f"Next: priorvla train --prior {options.output_dir} --dataset ...",
         file=sys.stderr,
     )
     return trainer
 
 
 @torch.no_grad()
-def prior_metrics(trainer: ActionPriorTrainer) -> dict[str, float]:
-    """On held-out episodes: velocity loss, and the mean absolute error of reconstructions in raw action units.
+def prior_metrics(trainer: ActionPriorTrainer, dataset: TrajectoryDataset) -> dict[str, float]:
+    """On the held-out `dataset`: velocity loss, and the mean absolute error of reconstructions in raw action units.
 
-    `reconstruction_error` samples chunks from their own latents; `mean_chunk_error` is that of always answering the mean
-    held-out chunk, so that the first has something to be compared with.
+    `reconstruction_error` samples chunks from their own latents; `mean_chunk_error` is that of always answering the
+    mean held-out chunk, so that the first has something to be compared with.
     """
-    metrics = trainer.evaluate()
-    dataset, model = trainer.eval_dataset, trainer.model.eval()
+    metrics = trainer.evaluate(dataset)
+    model = trainer.model.eval()
     generator = torch.Generator().manual_seed(trainer.args.seed)
     chosen = torch.randperm(len(dataset), generator=generator)[:EVALUATED_WINDOWS].tolist()
     batch = {key: value.to(model.device) for key, value in dataset.__getitems__(chosen).items()}

@@ -98,14 +98,14 @@ def split_weight(dataset: str) -> tuple[str, float | None]:
         value = float(weight)
     except ValueError:
         raise ValueError(f"--dataset {dataset}: the weight {weight!r} after ':' is not a number") from None
-    if not value > 0:
-        raise ValueError(f"--dataset {dataset}: the weight must be positive")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"--dataset {dataset}: the weight {weight!r} after ':' must be positive and finite")
     return path, value
 
 
 def finish_run(trainer: StageTrainer, metrics: Mapping[str, float]) -> None:
     """Writes the trained model, `metrics.json`, `log.csv` and `loss.png` into the run's folder."""
-    folder = Path(trainer.args.output_dir)
+    folder = trainer.run_folder
     trainer.card_facts["metrics"] = dict(metrics) or None
     trainer.save_model()
     (folder / "metrics.json").write_text(json.dumps(dict(metrics), indent=2) + "\n", encoding="utf-8")

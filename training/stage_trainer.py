@@ -10,8 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -35,10 +43,11 @@ class StageTrainer(Trainer):
         And everything that `Trainer` takes.
 
     Raises:
-        ValueError: when a trained weight is not float32.
+        ValueError: when a trained weight is not float32, or the processor's embodiments are not the config's.
     """
 
     args: StageTrainingArguments
+    model: PreTrainedModel
     card_arguments: tuple[str, ...] = ("learning_rate", "weight_decay", "ema_decay")
 
     def __init__(
@@ -54,6 +63,8 @@ class StageTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         _require_float32(model)
+        if processor is not None:
+            model.config.expert.require_embodiments(processor.embodiments)
         self.lr_scales = lr_scales or {}
         self.card_facts: dict[str, Any] = {"datasets": datasets, "base_model": base_model, "metrics": None}
         self._parts: dict[bool, dict[str, list[Tensor]]] = {True: defaultdict(list), False: defaultdict(list)}
@@ -65,6 +76,11 @@ class StageTrainer(Trainer):
         self.average = WeightAverage(self.model, args.ema_decay) if args.ema_decay else None
         if self.average is not None:
             self.add_callback(_AverageAfterStep(self.average))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's; seeded here too, so that what was drawn since the Trainer was made does not change the run."""
+        set_seed(self.args.seed)
+        return super().train(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -84,17 +100,26 @@ class StageTrainer(Trainer):
             logs |= self._mean_parts(training=True, prefix="loss_")
         super().log(logs, start_time)
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """With the averaged weights and a fixed seed, so that evaluations compare and training does not notice them."""
+        arguments = (dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         self._parts[False].clear()
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(EVALUATION_SEED)
             if self.average is None:
-                output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+                output = super().evaluation_loop(*arguments)
             else:
                 with self.average.applied():
-                    output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+                    output = super().evaluation_loop(*arguments)
+        assert output.metrics is not None  # Trainer's loop always gives a dict
         output.metrics.update(self._mean_parts(training=False, prefix=f"{metric_key_prefix}_loss_"))
         return output
 
@@ -112,7 +137,7 @@ class StageTrainer(Trainer):
         )
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Matrices of linear maps, but for those that belong to one embodiment: decay would move a body nobody trains on."""
+        """Matrices of linear maps, except one embodiment's own: decay would move a body that nobody trains on."""
         return [
             name
             for name, parameter in model.named_parameters()
@@ -129,7 +154,8 @@ class StageTrainer(Trainer):
                 if parameter.requires_grad:
                     scale = next((s for prefix, s in self.lr_scales.items() if name.startswith(prefix)), 1.0)
                     groups[scale, name in decayed].append(parameter)
-            optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, model)
+            # a wrapped model is as good, whatever the annotation says
+            optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, model)  # type: ignore[arg-type]
             rate = arguments["lr"]
             settings = [
                 {"params": members, "lr": rate * scale, "weight_decay": self.args.weight_decay if decay else 0.0}
@@ -140,8 +166,14 @@ class StageTrainer(Trainer):
 
     # --- saving and resuming ------------------------------------------------------------------------------------------
 
+    @property
+    def run_folder(self) -> Path:
+        """Where the run is saved, `args.output_dir`."""
+        assert self.args.output_dir is not None  # TrainingArguments fills it in
+        return Path(self.args.output_dir)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.run_folder)
         if self.average is None:
             super()._save(str(folder), state_dict)
         else:
@@ -174,7 +206,7 @@ class StageTrainer(Trainer):
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             **self.card_facts,
         )
-        card.save((output_dir or Path(args.output_dir)) / CARD_FILE)
+        card.save((output_dir or self.run_folder) / CARD_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -187,9 +219,7 @@ class _AverageAfterStep(TrainerCallback):
     def __init__(self, average: WeightAverage) -> None:
         self.average = average
 
-    def on_step_end(
-        self, args: StageTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.average.step()
 
 
@@ -197,8 +227,8 @@ def _require_float32(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             raise ValueError(
-                f"weight {name!r} is {parameter.dtype}: training needs float32 weights (load with dtype=torch.float32) and "
-                "gets its speed from bf16=True, which is autocast"
+                f"weight {name!r} is {parameter.dtype}: training needs float32 weights (load with dtype=torch.float32) "
+                "and gets its speed from bf16=True, which is autocast"
             )
 
 

@@ -20,8 +20,8 @@ class VLATrainingArguments(StageTrainingArguments):
     distillation_steps: int = field(
         default=5000,
         metadata={
-            "help": "Steps over which the weight of alignment and reconstruction falls linearly from 1 to 0 (paper A: 5000 "
-            "of 30000); afterwards the trajectory encoder is not run. 0: no distillation."
+            "help": "Steps over which the weight of alignment and reconstruction falls linearly from 1 to 0 (paper A: "
+            "5000 of 30000); afterwards the trajectory encoder is not run. 0: no distillation."
         },
     )
     decoder: str = field(

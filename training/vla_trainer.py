@@ -29,8 +29,8 @@ class VLATrainer(StageTrainer):
     def __init__(self, model: PriorVLAModel, args: VLATrainingArguments, **kwargs: Any) -> None:
         if args.distillation_steps and model.encoder is None:
             raise ValueError(
-                f"distillation_steps={args.distillation_steps} but the model has no trajectory encoder: start from an action "
-                "prior (PriorVLAModel.from_action_prior), or set distillation_steps=0"
+                f"distillation_steps={args.distillation_steps} but the model has no trajectory encoder: start from an "
+                "action prior (PriorVLAModel.from_action_prior), or set distillation_steps=0"
             )
         if args.decoder == "frozen":
             model.expert.requires_grad_(False)
@@ -78,10 +78,9 @@ def as_features(inputs: dict[str, Any]) -> dict[str, Any]:
 
 def reinitialize(model: PriorVLAModel, part: nn.Module) -> None:
     """Draws fresh weights for one `part` of `model`."""
-    for module in part.modules():
-        module._is_hf_initialized = False
-        for parameter in module.parameters(recurse=False):
-            parameter._is_hf_initialized = False
+    flagged: list[Any] = [*part.modules(), *part.parameters()]
+    for item in flagged:
+        item._is_hf_initialized = False
     part.apply(model._init_weights)
 
 

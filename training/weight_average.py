@@ -45,7 +45,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def resume(self, folder: str | Path, steps: int) -> None:
-        """After the model was loaded from `folder`: what it holds is the average after `steps`; fetches the raw weights.
+        """After the model was loaded from `folder`: it holds the average after `steps`, and gets the raw weights back.
 
         Raises FileNotFoundError or ValueError when the checkpoint has no raw weights, or those of another model.
         """

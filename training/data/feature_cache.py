@@ -26,16 +26,20 @@ class FeatureCache:
     """Vision features of one dataset, one entry (cameras, tokens, width) a step, memory-mapped.
 
     The folder's name is the hash of everything that the features depend on: backbone weights and dtype, image
-    preprocessing, dataset content, cameras. So another backbone or a changed dataset finds another folder, and never old
-    features. Encoding can be interrupted at any time and goes on where it stopped; only steps that are asked for take
-    disk space.
+    preprocessing, dataset content, cameras. So another backbone or a changed dataset finds another folder, and never
+    old features. Encoding can be interrupted at any time and goes on where it stopped; only steps that are asked for
+    take disk space.
 
     Args:
         root: folder that holds caches.
         source: the dataset, loaded with frames.
         backbone, processor: what encodes, and what prepares images for it.
 
-    Raises ValueError when the backbone was built in memory: without a file there is no hash to keep features under.
+    Cameras and their order are those of the processor's embodiment, as at inference; the dataset's others are not
+    read.
+
+    Raises ValueError when the backbone was built in memory (without a file there is no hash to keep features under), or
+    when the dataset was loaded without frames or lacks a camera.
     """
 
     def __init__(
@@ -51,14 +55,15 @@ class FeatureCache:
             )
         self.source, self.backbone, self.processor = source, backbone, processor
         self.dtype = backbone.dtype
-        self.entry_shape = (len(source.embodiment.cameras), backbone.tokens_per_image, backbone.vision_hidden_size)
+        self.cameras = _required_cameras(source, processor)
+        self.entry_shape = (len(self.cameras), backbone.tokens_per_image, backbone.vision_hidden_size)
         self.key = {
             "backbone_sha256": backbone.sha256,
             "dtype": str(self.dtype),
             "preprocessing": json.loads(processor.image_processor.to_json_string()),
             "dataset": source.fingerprint,
             "episodes": [trajectory.episode_index for trajectory in source.trajectories],
-            "cameras": list(source.embodiment.cameras),
+            "cameras": self.cameras,
             "entry_shape": list(self.entry_shape),
         }
         name = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
@@ -114,11 +119,8 @@ class FeatureCache:
         for owner in np.unique(trajectory):
             rows = np.flatnonzero(trajectory == owner)
             frames = self.source.trajectories[owner].frames
-            if frames is None:
-                raise ValueError(
-                    f"{self.source.root} was loaded without frames: use load_trajectories(..., frames=True)"
-                )
-            for camera in self.source.embodiment.cameras:
+            assert frames is not None  # _required_cameras has seen them
+            for camera in self.cameras:
                 for row, image in zip(rows, frames.read(camera, step[rows].tolist()), strict=True):
                     images[row][camera] = image
         inputs = self.processor(embodiment=self.source.embodiment.name, images=images)
@@ -133,8 +135,8 @@ class FeatureCache:
         free, required = shutil.disk_usage(self.folder).free, needed * self.bytes_per_step
         if required > free:
             raise OSError(
-                f"{self.folder}: {needed} frames need {required / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free: encode "
-                "fewer frames (a larger frame stride) or use another cache folder"
+                f"{self.folder}: {needed} frames need {required / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free: "
+                "encode fewer frames (a larger frame stride) or use another cache folder"
             )
         (self.folder / KEY_FILE).write_text(json.dumps(self.key, indent=2) + "\n", encoding="utf-8")
         for name, size in ((FEATURES_FILE, self._total * self.bytes_per_step), (DONE_FILE, self._total)):
@@ -150,15 +152,38 @@ class FeatureCache:
         return np.memmap(self.folder / DONE_FILE, dtype=np.uint8, mode="r+", shape=(self._total,))
 
 
+def _required_cameras(source: TrajectorySource, processor: PriorVLAProcessor) -> list[str]:
+    """The cameras of the processor's embodiment, when every trajectory of `source` has frames of each."""
+    cameras = processor.embodiment(source.embodiment.name).cameras
+    if not cameras:
+        raise ValueError(
+            f"{source.root}: embodiment {source.embodiment.name!r} has no cameras in the checkpoint, so that there is "
+            "nothing to see with: name them in its `cameras`"
+        )
+    for trajectory in source.trajectories:
+        if trajectory.frames is None:
+            raise ValueError(f"{source.root} was loaded without frames: use load_trajectories(..., frames=True)")
+        if missing := [camera for camera in cameras if camera not in trajectory.frames.cameras]:
+            raise ValueError(
+                f"{trajectory.source}: episode {trajectory.episode_index} has no camera {missing[0]!r}, which "
+                f"embodiment {source.embodiment.name!r} needs; it has {', '.join(trajectory.frames.cameras) or 'none'}"
+            )
+    return list(cameras)
+
+
 def encode_instructions(
     texts: Sequence[str], backbone: DualEncoderBackbone, processor: PriorVLAProcessor
 ) -> tuple[Tensor, Tensor]:
-    """Language features (N, L, width) and their mask (N, L) of N instructions; few, so they stay in memory."""
+    """Language features (N, L, width) and their mask (N, L) of N instructions; few, so they stay in memory.
+
+    L is the longest instruction's length: padding that all of them share is cut off.
+    """
     inputs = processor(embodiment=processor.embodiments[0].name, text=list(texts))
     device = next(backbone.parameters()).device
     with torch.no_grad():
         language = backbone.encode_language(None, *(inputs[key].to(device) for key in ("input_ids", "attention_mask")))
-    return language.hidden_states.cpu(), language.mask.cpu()
+    longest = int(language.mask.any(dim=0).nonzero().max()) + 1
+    return language.hidden_states[:, :longest].cpu(), language.mask[:, :longest].cpu()
 
 
 __all__ = ["FeatureCache", "encode_instructions"]

@@ -96,8 +96,8 @@ class ObservationDataset(Dataset):
         print(f"feature cache: {size:.3f} GB in {self.caches[0].folder.parent}")
         if size > max_cache_gb:
             raise ValueError(
-                f"the feature cache would take {size:.1f} GB, more than --max-cache-gb {max_cache_gb:g}: raise that, or use "
-                "fewer frames with a larger --frame-stride"
+                f"the feature cache would take {size:.1f} GB, more than --max-cache-gb {max_cache_gb:g}: raise that, "
+                "or use fewer frames with a larger --frame-stride"
             )
         for cache, entries in wanted:
             cache.encode(entries)

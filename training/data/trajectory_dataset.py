@@ -29,12 +29,13 @@ class TrajectoryDataset(Dataset):
         stride: steps between the starts of two windows.
         weights: one a source, its share of what `MixtureSampler` draws; default: its share of the windows.
 
-    Indexing with a list gives a batch: `actions` (B, H, D), `action_mask` (B, H, D), `states` (B, H, S), `state` (B, S),
-    `embodiment_ids` (B,), and `history_states`, `history_actions`, `history_mask` (B, H_hist, ·) when asked for.
+    Indexing with a list gives a batch: `actions` (B, H, D), `action_mask` (B, H, D), `states` (B, H, S), `state`
+    (B, S), `embodiment_ids` (B,), and `history_states`, `history_actions`, `history_mask` (B, H_hist, ·) when asked
+    for.
 
     Raises:
-        ValueError: no source, a source of an embodiment that is not in `embodiments` or has other dims, a weight that is
-            not positive.
+        ValueError: no source, a source of an embodiment that is not in `embodiments` or has other dims, a weight that
+            is not positive.
     """
 
     def __init__(
@@ -50,7 +51,14 @@ class TrajectoryDataset(Dataset):
         trajectories = [trajectory for source in sources for trajectory in source.trajectories]
         if not trajectories:
             raise ValueError("a TrajectoryDataset needs at least one trajectory: the sources given have none")
-        if weights is not None and (len(weights) != len(sources) or min(weights) <= 0):
+        for name, value, least in (
+            ("chunk_size", chunk_size, 1),
+            ("history_size", history_size, 0),
+            ("stride", stride, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name}={value} must be at least {least}")
+        if weights is not None and (len(weights) != len(sources) or not all(0 < w < np.inf for w in weights)):
             raise ValueError(f"weights={list(weights)} must be positive, one for each of the {len(sources)} sources")
         self.trajectories: list[Trajectory] = trajectories
         self.embodiments = list(embodiments)
@@ -171,8 +179,8 @@ def fit_embodiments(sources: Sequence[TrajectorySource]) -> list[Embodiment]:
         if (difference := _difference(known, source.embodiment)) is not None:
             key, ours, theirs = difference
             raise ValueError(
-                f"{source.root}: embodiment {known.name!r} has {key}={theirs!r}, another source has {ours!r}: give one of "
-                "them another name"
+                f"{source.root}: embodiment {known.name!r} has {key}={theirs!r}, another source has {ours!r}: give one "
+                "of them another name"
             )
     for name, embodiment in fitted.items():
         own = [trajectory for source in sources if source.embodiment.name == name for trajectory in source.trajectories]
@@ -194,7 +202,10 @@ def expert_dims(embodiments: Sequence[Embodiment]) -> dict[str, Any]:
 def split_episodes(
     source: TrajectorySource, holdout: float, seed: int = 0
 ) -> tuple[TrajectorySource, TrajectorySource]:
-    """`source` without, and with only, a share `holdout` in [0, 1) of its episodes, drawn by `seed`; at least one stays."""
+    """`source` without, and with only, a share `holdout` in [0, 1) of its episodes, drawn by `seed`.
+
+    At least one episode stays in the first.
+    """
     order = np.random.default_rng(seed).permutation(len(source))
     held = set(order[: min(round(holdout * len(source)), len(source) - 1)].tolist())
     parts = []
@@ -213,8 +224,8 @@ def _embodiment_ids(source: TrajectorySource, embodiments: Sequence[Embodiment])
     if (difference := _difference(ours, theirs)) is not None:
         key, expected, found = difference
         raise ValueError(
-            f"{source.root}: embodiment {theirs.name!r} has {key}={found!r}, the checkpoint was trained with {expected!r}: "
-            "use data of the same body, or give this one another name"
+            f"{source.root}: embodiment {theirs.name!r} has {key}={found!r}, the checkpoint was trained with "
+            f"{expected!r}: use data of the same body, or give this one another name"
         )
     return np.full(len(source), names.index(theirs.name))
 

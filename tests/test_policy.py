@@ -1,0 +1,235 @@
+"""The robot side: sessions that do not notice each other, chunks that are executed in part, and what is remembered."""
+
+import numpy as np
+import pytest
+import torch
+
+from priorvla.configuration.embodiment import Embodiment
+from priorvla.deployment.policy import PriorVLAPolicy, RandomPolicy
+
+HISTORY = 4
+
+
+@pytest.fixture(scope="module")
+def checkpoint(save_policy, tmp_path_factory):
+    random = np.random.default_rng(0)
+    bodies = [
+        Embodiment(
+            name=name,
+            action_names=[f"a{i}" for i in range(action_dim)],
+            state_names=[f"s{i}" for i in range(state_dim)],
+            control_rate=10.0,
+            cameras=["front"],
+        ).with_statistics(random.normal(size=(50, state_dim)), random.normal(size=(50, action_dim)))
+        for name, action_dim, state_dim in (("small", 4, 3), ("large", 7, 5))
+    ]
+    return save_policy(tmp_path_factory.mktemp("policy"), bodies, use_history=True, history_size=HISTORY)
+
+
+@pytest.fixture
+def make_policy(checkpoint, tiny_backbone):
+    def make(**arguments) -> PriorVLAPolicy:
+        arguments = {"embodiment": "small", "execute_steps": 3, **arguments}
+        return PriorVLAPolicy.from_pretrained(checkpoint, backbone=tiny_backbone, **arguments)
+
+    return make
+
+
+@pytest.fixture
+def policy(make_policy):
+    return make_policy()
+
+
+def episode(seed: int, steps: int = 8, instruction: str = "open the drawer") -> list[dict]:
+    """What a robot of 3 state dims sees in `steps` steps."""
+    random = np.random.default_rng(seed)
+    return [
+        {
+            "state": random.normal(size=3).astype(np.float32),
+            "images": {"front": random.integers(0, 256, (28, 28, 3), dtype=np.uint8)},
+            "instruction": instruction,
+        }
+        for _ in range(steps)
+    ]
+
+
+def alone(policy: PriorVLAPolicy, seen: list[dict], seed: int) -> np.ndarray:
+    session = policy.new_session(seed)
+    return np.stack([policy.act([session], [observation])[0] for observation in seen])
+
+
+def count_calls(module: torch.nn.Module) -> list:
+    """A list that grows by one with every call of `module`."""
+    calls: list = []
+    module.register_forward_hook(lambda *_: calls.append(None))
+    return calls
+
+
+def test_an_action_has_the_robots_dims_in_its_own_units(policy):
+    action = policy.select_action(episode(0)[0])
+    assert action.shape == (4,) and action.dtype == np.float32
+    session = policy.new_session(0)
+    noise = torch.randn(1, 6, 7, generator=session.generator)
+    body, inputs = policy.embodiment, episode(0)[0]
+    batch = policy.processor(
+        embodiment="small", state=inputs["state"], images=inputs["images"], text=inputs["instruction"]
+    )
+    chunk = policy.model.sample_actions(**batch, noise=noise)
+    np.testing.assert_allclose(action, body.denormalize_actions(chunk[0, 0, :4]), atol=1e-5)
+
+
+def test_two_interleaved_episodes_are_each_as_if_alone_to_the_bit(policy):
+    one, two = episode(1), episode(2, instruction="close the door")
+    expected = alone(policy, one, seed=1), alone(policy, two, seed=2)
+    first, second = policy.new_session(1), policy.new_session(2)
+    actions = [(policy.act([first], [a])[0], policy.act([second], [b])[0]) for a, b in zip(one, two, strict=True)]
+    np.testing.assert_array_equal([a for a, _ in actions], expected[0])
+    np.testing.assert_array_equal([b for _, b in actions], expected[1])
+    assert not np.allclose(*expected)
+
+
+def test_a_batch_of_episodes_at_different_moments_equals_one_by_one(policy):
+    one, two = episode(1), episode(2, instruction="close the door")
+    expected = alone(policy, one, seed=1), alone(policy, two, seed=2)
+    first, second = policy.new_session(1), policy.new_session(2)
+    actions = [policy.act([first], [one[0]])[0]]  # a step ahead, so that the two are seldom predicted together
+    for ahead, behind, wanted in zip(one[1:], two, expected[1], strict=False):
+        both = policy.act([first, second], [ahead, behind])
+        actions.append(both[0])
+        np.testing.assert_allclose(both[1], wanted, atol=1e-5)
+    np.testing.assert_allclose(actions, expected[0], atol=1e-5)
+    fresh = [policy.new_session(1), policy.new_session(2)]
+    together = np.stack([policy.act(fresh, pair) for pair in zip(one, two, strict=True)], axis=1)
+    np.testing.assert_allclose(together, expected, atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_actions_and_another_gives_others(policy):
+    seen = episode(3)
+    np.testing.assert_array_equal(alone(policy, seen, seed=5), alone(policy, seen, seed=5))
+    assert not np.allclose(alone(policy, seen, seed=5), alone(policy, seen, seed=6))
+
+
+def test_the_model_is_asked_only_when_the_queue_is_empty(policy):
+    calls, seen = count_calls(policy.model.fusion), episode(4, steps=7)
+    counts = []
+    for observation in seen:
+        policy.select_action(observation)
+        counts.append(len(calls))
+    assert counts == [1, 1, 1, 2, 2, 2, 3]
+
+
+def test_the_first_steps_of_a_chunk_are_executed_in_their_order(policy):
+    seen = episode(4)
+    chunk = policy.predict_chunk(seen[0])
+    assert chunk.shape == (6, 4)
+    policy.reset()
+    executed = [policy.select_action(observation) for observation in seen[:3]]
+    np.testing.assert_array_equal(executed, chunk[:3])
+
+
+def test_half_a_chunk_is_executed_unless_told_otherwise(make_policy):
+    assert make_policy(execute_steps=None).execute_steps == 3
+    assert make_policy(execute_steps=6).execute_steps == 6
+
+
+def test_to_predict_a_chunk_leaves_the_queue_alone(policy):
+    seen = episode(5)
+    expected = [policy.select_action(observation) for observation in seen[:3]]
+    policy.reset()
+    first = policy.select_action(seen[0])
+    policy.predict_chunk(seen[5])
+    np.testing.assert_array_equal([first, policy.select_action(seen[1]), policy.select_action(seen[2])], expected)
+
+
+def test_the_past_is_padded_in_front_and_never_longer_than_the_window(make_policy):
+    policy = make_policy(execute_steps=1)
+    pasts = []
+    policy.model.encoder.register_forward_pre_hook(lambda _, inputs: pasts.append(inputs))
+    seen = episode(6, steps=6)
+    executed = [policy.select_action(observation) for observation in seen]
+    body = policy.embodiment
+    for step, (states, actions, _, mask) in enumerate(pasts):
+        known = min(step, HISTORY)
+        assert mask[0, :, 0].tolist() == [False] * (HISTORY - known) + [True] * known
+        for tensor, values in (
+            (states[..., :3], [body.normalize_state(observation["state"]) for observation in seen]),
+            (actions[..., :4], [body.normalize_actions(action) for action in executed]),
+        ):
+            past = np.concatenate([np.zeros((HISTORY - known, tensor.shape[-1])), *[v[None] for v in values[:step]]])
+            np.testing.assert_allclose(tensor[0], past[-HISTORY:], atol=1e-6)
+    assert len(pasts) == 6
+
+
+def test_the_past_changes_what_is_done(policy):
+    seen = episode(7)
+    one, two = policy.new_session(0), policy.new_session(0)
+    two.states.append(seen[1]["state"])
+    two.actions.append(np.ones(4, dtype=np.float32))
+    assert not np.allclose(policy.act([one], [seen[0]]), policy.act([two], [seen[0]]))
+
+
+def test_reset_forgets_queue_past_and_noise(policy):
+    seen = episode(8)
+    first = [policy.select_action(observation) for observation in seen[:5]]
+    policy.reset()
+    np.testing.assert_array_equal([policy.select_action(observation) for observation in seen[:5]], first)
+
+
+def test_an_instruction_is_encoded_once(policy):
+    calls = count_calls(policy.model.backbone.model.text_model)
+    for observation in episode(9, steps=7):
+        policy.select_action(observation)
+    assert len(calls) == 1
+    policy.reset()
+    policy.select_action(episode(9)[0])
+    assert len(calls) == 1
+    policy.reset()
+    policy.select_action(episode(9, instruction="press the red button")[0])
+    assert len(calls) == 2
+
+
+def test_images_instruction_and_state_each_change_an_action(policy):
+    base = episode(10)[0]
+    other = {**episode(11)[0], "instruction": "close the door"}
+    expected = policy.act([policy.new_session(0)], [base])
+    for key in base:
+        assert not np.allclose(policy.act([policy.new_session(0)], [{**base, key: other[key]}]), expected), key
+
+
+def test_which_body_is_driven_must_be_said_where_a_checkpoint_has_several(make_policy):
+    assert make_policy(embodiment="large").embodiment.action_dim == 7
+    with pytest.raises(ValueError, match=r"no embodiment was given.*small, large"):
+        make_policy(embodiment=None)
+    with pytest.raises(ValueError, match=r"'octopus' is unknown.*small, large"):
+        make_policy(embodiment="octopus")
+
+
+def test_the_only_body_of_a_checkpoint_needs_no_name(save_policy, bodies, tiny_backbone, tmp_path):
+    folder = save_policy(tmp_path, bodies[:1])
+    assert PriorVLAPolicy.from_pretrained(folder, backbone=tiny_backbone).embodiment.name == "small"
+
+
+@pytest.mark.parametrize("steps", [0, -1, 7])
+def test_more_steps_than_a_chunk_has_or_none_cannot_be_executed(make_policy, steps):
+    with pytest.raises(ValueError, match=rf"execute_steps={steps} must be between 1 and the chunk's 6"):
+        make_policy(execute_steps=steps)
+
+
+def test_a_policy_without_eyes_is_refused_when_it_is_made(checkpoint):
+    with pytest.raises(ValueError, match=r"no backbone is attached.*backbone=<folder>"):
+        PriorVLAPolicy.from_pretrained(checkpoint, backbone=None, embodiment="small")
+
+
+def test_random_actions_stay_within_the_range_of_the_data_and_fill_it(bodies):
+    policy = RandomPolicy(bodies[0])
+    session = policy.new_session(0)
+    actions = np.concatenate([policy.act([session], [{}]) for _ in range(2000)])
+    low, high = bodies[0].action_statistics.min, bodies[0].action_statistics.max
+    assert actions.shape == (2000, 4) and (actions >= np.float32(low)).all() and (actions <= np.float32(high)).all()
+    assert (actions.min(0) < np.asarray(low) * 0.95).all() and (actions.max(0) > np.asarray(high) * 0.95).all()
+    np.testing.assert_array_equal(policy.act([policy.new_session(0)], [{}])[0], actions[0])
+
+
+def test_random_actions_need_statistics():
+    with pytest.raises(ValueError, match="'bare' has no action statistics"):
+        RandomPolicy(Embodiment("bare", ["a"], ["s"], 10.0))

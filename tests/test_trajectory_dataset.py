@@ -1,0 +1,199 @@
+"""Windows over trajectories: what a batch holds, what is drawn, and which sources do not go together."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from priorvla.configuration.embodiment import NormalizationMode
+from priorvla.training.data.trajectory import Trajectory, TrajectorySource
+from priorvla.training.data.trajectory_dataset import (
+    MixtureSampler,
+    TrajectoryDataset,
+    expert_dims,
+    fit_embodiments,
+    split_episodes,
+)
+
+H, D, S = 4, 7, 5
+
+
+def make_source(body, lengths, name="demos", seed=0) -> TrajectorySource:
+    random = np.random.default_rng(seed)
+    trajectories = [
+        Trajectory(
+            states=random.normal(size=(length, body.state_dim)),
+            actions=random.normal(size=(length, body.action_dim)),
+            task="open the drawer",
+            episode_index=index,
+            timestamps=np.arange(length) / body.control_rate,
+            frames=None,
+            source=f"{name}/data.parquet",
+        )
+        for index, length in enumerate(lengths)
+    ]
+    return TrajectorySource(Path(name), "0" * 64, body, trajectories)
+
+
+def quantile_normalized(values, statistics):
+    low, high = np.array(statistics.q01), np.array(statistics.q99)
+    return (values - (low + high) / 2) / np.maximum((high - low) / 2, 0.005)
+
+
+def by_hand(body, trajectory, steps) -> dict:
+    """Padded actions, states and mask of `steps` of a trajectory, which may lie before its start or beyond its end."""
+    actions, states = np.zeros((len(steps), D)), np.zeros((len(steps), S))
+    mask = np.zeros((len(steps), D), dtype=bool)
+    for row, step in enumerate(steps):
+        if 0 <= step < len(trajectory):
+            actions[row, : body.action_dim] = quantile_normalized(trajectory.actions[step], body.action_statistics)
+            states[row, : body.state_dim] = quantile_normalized(trajectory.states[step], body.state_statistics)
+            mask[row, : body.action_dim] = True
+    return {"actions": actions, "states": states, "action_mask": mask}
+
+
+def close(tensor, array) -> bool:
+    return np.allclose(tensor.numpy(), array, atol=1e-5)
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_a_batch_of_two_bodies_equals_indexing_by_hand(bodies, stride):
+    sources = [make_source(bodies[0], [5, 1, 9]), make_source(bodies[1], [7, 3], seed=1)]
+    dataset = TrajectoryDataset(sources, bodies, H, history_size=3, stride=stride)
+    starts = [
+        (index, trajectory, step)
+        for index, source in enumerate(sources)
+        for trajectory in source.trajectories
+        for step in range(0, len(trajectory), stride)
+    ]
+    assert len(dataset) == len(starts)
+    chosen = np.random.default_rng(0).permutation(len(starts)).tolist()
+    batch = dataset.__getitems__(chosen)
+    assert {key: tuple(value.shape[1:]) for key, value in batch.items()} == {
+        "actions": (H, D),
+        "action_mask": (H, D),
+        "states": (H, S),
+        "state": (S,),
+        "embodiment_ids": (),
+        "history_actions": (3, D),
+        "history_states": (3, S),
+        "history_mask": (3, D),
+    }
+    for row, window in enumerate(chosen):
+        index, trajectory, step = starts[window]
+        ahead = by_hand(bodies[index], trajectory, range(step, step + H))
+        behind = by_hand(bodies[index], trajectory, range(step - 3, step))
+        assert batch["embodiment_ids"][row] == index
+        assert close(batch["state"][row], ahead["states"][0])
+        for key, past in (("actions", "history_actions"), ("states", "history_states"), ("action_mask", "history_mask")):
+            assert close(batch[key][row], ahead[key]) and close(batch[past][row], behind[key])
+
+
+def test_one_window_is_a_row_of_its_batch_and_says_where_it_starts(bodies):
+    dataset = TrajectoryDataset([make_source(bodies[0], [5, 8])], bodies, H, stride=2)
+    batch = dataset.__getitems__([4, 2])
+    assert all(torch.equal(dataset[4][key], value[0]) for key, value in batch.items())
+    trajectory, step = dataset.frame_of([0, 2, 3, 6])
+    assert trajectory.tolist() == [0, 0, 1, 1] and step.tolist() == [0, 4, 0, 6]
+
+
+def test_the_checkpoints_statistics_normalise_and_not_the_sources_own(bodies):
+    source = make_source(bodies[0], [6])
+    plain = replace(bodies[0], action_normalization=NormalizationMode.IDENTITY)
+    batch = TrajectoryDataset([source], [bodies[1], plain], H)[0]
+    assert batch["embodiment_ids"] == 1
+    assert close(batch["actions"][:, :4], source.trajectories[0].actions[:H])
+
+
+# --- what is drawn ----------------------------------------------------------------------------------------------------
+
+
+def test_without_weights_an_epoch_is_a_shuffle_that_seed_and_epoch_determine(bodies):
+    dataset = TrajectoryDataset([make_source(bodies[0], [30])], bodies, H)
+
+    def order(seed, epoch):
+        sampler = MixtureSampler(dataset, seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert sorted(order(0, 0)) == list(range(30))
+    assert order(0, 1) == order(0, 1)
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1, 2)}) == 6
+
+
+def test_with_weights_a_source_is_drawn_by_its_weight_and_its_windows_evenly(bodies):
+    sources = [make_source(bodies[0], [400] * 5), make_source(bodies[1], [10], seed=1)]
+    sampler = MixtureSampler(TrajectoryDataset(sources, bodies, H, weights=[1, 3]), seed=0)
+    drawn = np.array(list(sampler))
+    assert len(drawn) == len(sampler) == 2010
+    assert (drawn >= 2000).mean() == pytest.approx(0.75, abs=0.04)
+    frequency = np.bincount(drawn[drawn >= 2000] - 2000, minlength=10) / (drawn >= 2000).sum()
+    assert np.allclose(frequency, 0.1, atol=0.03)
+    again = list(sampler)
+    sampler.set_epoch(1)
+    assert again == drawn.tolist() != list(sampler)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -2.0], [1.0, float("nan")], [1.0, float("inf")]])
+def test_weights_that_are_not_one_positive_number_a_source_are_refused(bodies, weights):
+    sources = [make_source(body, [5]) for body in bodies]
+    with pytest.raises(ValueError, match=r"weights=\[1.0.*must be positive.*2 sources"):
+        TrajectoryDataset(sources, bodies, H, weights=weights)
+
+
+# --- sources ----------------------------------------------------------------------------------------------------------
+
+
+def test_statistics_are_fitted_over_all_sources_of_a_body(bodies):
+    sources = [make_source(bodies[0], [9]), make_source(bodies[1], [8]), make_source(bodies[0], [5, 6], seed=1)]
+    small, large = fit_embodiments(sources)
+    assert (small.name, large.name) == ("small", "large")
+    steps = np.concatenate([t.actions for source in (sources[0], sources[2]) for t in source.trajectories])
+    assert small.action_statistics.count == 20 and large.action_statistics.count == 8
+    assert np.allclose(small.action_statistics.mean, steps.mean(0), atol=1e-6)
+    assert expert_dims([small, large]) == {
+        "embodiments": ["small", "large"],
+        "action_dims": [4, 7],
+        "state_dims": [3, 5],
+    }
+
+
+def test_two_descriptions_of_one_body_that_disagree_name_the_dataset_the_key_and_both_values(bodies):
+    faster = replace(bodies[0], control_rate=50.0)
+    with pytest.raises(ValueError, match=r"other: embodiment 'small' has control_rate=50.0, another source has 10.0"):
+        fit_embodiments([make_source(bodies[0], [5]), make_source(faster, [5], name="other")])
+
+
+def test_a_source_that_the_checkpoint_does_not_fit_names_folder_key_and_values(bodies):
+    with pytest.raises(ValueError, match="demos: embodiment 'large' is not among the checkpoint's small"):
+        TrajectoryDataset([make_source(bodies[1], [5])], bodies[:1], H)
+    renamed = replace(bodies[1], name="small")
+    with pytest.raises(ValueError, match=r"demos: embodiment 'small' has action_dim=7.*trained with 4"):
+        TrajectoryDataset([make_source(renamed, [5])], bodies, H)
+
+
+def test_no_trajectory_a_chunk_without_steps_and_a_stride_of_zero_are_refused(bodies):
+    with pytest.raises(ValueError, match="at least one trajectory"):
+        TrajectoryDataset([make_source(bodies[0], [])], bodies, H)
+    for key, settings in (("chunk_size", {"chunk_size": 0}), ("stride", {"chunk_size": H, "stride": 0})):
+        with pytest.raises(ValueError, match=f"{key}=0"):
+            TrajectoryDataset([make_source(bodies[0], [5])], bodies, **settings)
+
+
+def test_held_out_episodes_are_a_share_drawn_by_the_seed_and_one_always_stays(bodies):
+    source = make_source(bodies[0], [5] * 10)
+
+    def held(holdout, seed=0):
+        training, rest = split_episodes(source, holdout, seed)
+        indices = [[t.episode_index for t in part.trajectories] for part in (training, rest)]
+        assert sorted(indices[0] + indices[1]) == list(range(10)) and training.fingerprint == source.fingerprint
+        return indices[1]
+
+    assert (len(held(0.0)), len(held(0.3)), len(held(0.99))) == (0, 3, 9)
+    assert held(0.3) == held(0.3)
+    assert any(held(0.3, seed) != held(0.3) for seed in (1, 2, 3))
