@@ -69,7 +69,7 @@ def bodies() -> list:
 
 @pytest.fixture(scope="session")
 def write_demonstrations() -> Callable[..., Path]:
-    """`(folder, embodiment, lengths, seed=0, images=True)` writes a LeRobot dataset of random episodes, 28 px frames."""
+    """`(folder, embodiment, lengths, seed=0, images=True)` writes a LeRobot dataset: random episodes, 28 px frames."""
     import numpy as np
 
     from priorvla.configuration.embodiment import Embodiment
@@ -78,7 +78,7 @@ def write_demonstrations() -> Callable[..., Path]:
     def write(folder: Path, body: Embodiment, lengths: Sequence[int], seed: int = 0, images: bool = True) -> Path:
         random = np.random.default_rng(seed)
         cameras = body.cameras if images else []
-        with LeRobotDatasetWriter(folder, body, {camera: (28, 28) for camera in cameras}) as writer:
+        with LeRobotDatasetWriter(folder, body, dict.fromkeys(cameras, (28, 28))) as writer:
             for episode, length in enumerate(lengths):
                 writer.add_episode(
                     random.normal(size=(length, body.state_dim)),

@@ -1,4 +1,4 @@
-"""Checkpoints: saved and loaded through the Auto classes without a difference; the backbone referred to, never inside."""
+"""Checkpoints: saved and loaded by the Auto classes without a difference; the backbone is referred to, never inside."""
 
 import importlib.util
 import shutil
@@ -65,8 +65,8 @@ def test_an_action_prior_comes_back_through_the_auto_classes_to_the_bit(prior, b
         part.save_pretrained(tmp_path)
     loaded, config = AutoModel.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)
     assert type(loaded) is ActionPriorModel and type(config) is ActionPriorConfig
-    assert config.to_dict() == loaded.config.to_dict()
-    assert config.expert.to_dict() == prior.config.expert.to_dict()
+    for name in ("expert", "encoder", "scheduler", "latent_noise", "num_inference_steps"):
+        assert str(getattr(config, name)) == str(getattr(prior.config, name)), name
     assert same_weights(prior, loaded) and not loaded.training
     ids = {"embodiment_ids": torch.tensor([0, 1])}
     assert torch.equal(chunk_of(prior, ids), chunk_of(loaded, ids))
@@ -93,9 +93,7 @@ def test_a_policy_comes_back_through_the_auto_classes_to_the_bit(checkpoint, tin
     assert torch.equal(chunk_of(model, seen), chunk_of(loaded, seen))
     for body in bodies:
         chunk = chunk_of(model, seen)[:1]
-        np.testing.assert_array_equal(
-            processor.decode_actions(chunk, body.name), read.decode_actions(chunk, body.name)
-        )
+        np.testing.assert_array_equal(processor.decode_actions(chunk, body.name), read.decode_actions(chunk, body.name))
 
 
 def test_the_trajectory_encoder_is_part_of_a_policys_checkpoint(checkpoint, tmp_path):
@@ -222,10 +220,10 @@ def test_embodiments_on_which_config_and_processor_disagree_are_an_error(
     checkpoint, prior, bodies, tiny_backbone, tmp_path
 ):
     model = PriorVLAModel.from_pretrained(checkpoint, backbone=tiny_backbone)
+    arguments = ActionPriorTrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True)
     for others in (bodies[::-1], bodies[:1]):
         processor = PriorVLAProcessor.for_backbone(tiny_backbone, others, chunk_size=6)
         with pytest.raises(ValueError, match=r"config's embodiments are.*'small', 4, 3.*embodiments\.json"):
             PriorVLAPolicy(model, processor, embodiment="small")
         with pytest.raises(ValueError, match="saved with the model"):
-            arguments = ActionPriorTrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True)
             ActionPriorTrainer(prior, arguments, processor=PriorVLAProcessor(embodiments=others, chunk_size=6))

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, set_seed
 
 from priorvla.configuration.configuration_action_prior import ActionPriorConfig
 from priorvla.modeling_priorvla.backbone import DualEncoderBackbone
+from priorvla.modeling_priorvla.layers import EmbodimentLinear
 from priorvla.modeling_priorvla.modeling_action_prior import ActionPriorModel
 from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
@@ -80,7 +81,7 @@ def make_dataset(tmp_path_factory, sources, bodies, tiny_backbone, processor):
 
 @pytest.fixture
 def make_trainer(tmp_path, bodies, make_dataset, processor):
-    """A Trainer of `kind` in `folder`, of six steps unless told; `whole`: with the processor that a checkpoint needs."""
+    """Makes a Trainer, of six steps unless told; `whole`: with the processor that a finished folder needs."""
 
     def make(kind, folder="run", *, weights=None, model=None, callbacks=(), evaluated=False, whole=False, **arguments):
         arguments = {
@@ -218,6 +219,14 @@ def test_the_action_prior_trainer_never_opens_an_image(make_trainer, sources, bo
     assert len(losses_logged(trainer)) == 6
 
 
+def test_every_epoch_shows_every_window_once_in_another_order(make_trainer, monkeypatch):
+    drawn, gather = [], TrajectoryDataset.__getitems__
+    monkeypatch.setattr(TrajectoryDataset, "__getitems__", lambda self, ids: drawn.extend(ids) or gather(self, ids))
+    make_trainer("prior", max_steps=10).train()
+    first, second = drawn[:18], drawn[18:36]
+    assert sorted(first) == sorted(second) == list(range(18)) and first != second
+
+
 # --- what moves -------------------------------------------------------------------------------------------------------
 
 
@@ -261,12 +270,9 @@ def test_only_matrices_of_linear_maps_decay_and_none_that_belongs_to_one_embodim
     groups = trainer.create_optimizer().param_groups
     decayed = {id(p) for group in groups for p in group["params"] if group["weight_decay"]}
     assert {group["weight_decay"] for group in groups} == {0.0, 0.1}
-    shared_maps = {
-        id(module.weight)
-        for name, module in trainer.model.named_modules()
-        if isinstance(module, nn.Linear) and not any(part in name for part in ("action_in", "action_out", "state_proj"))
-    }
-    assert decayed == shared_maps
+    own = {id(p) for m in trainer.model.modules() if isinstance(m, EmbodimentLinear) for p in m.parameters()}
+    maps = {id(module.weight) for module in trainer.model.modules() if isinstance(module, nn.Linear)}
+    assert own & maps and decayed == maps - own
 
 
 def test_weights_of_a_body_without_data_stay_where_they_are(make_trainer, sources, bodies):

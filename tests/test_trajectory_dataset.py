@@ -90,7 +90,11 @@ def test_a_batch_of_two_bodies_equals_indexing_by_hand(bodies, stride):
         behind = by_hand(bodies[index], trajectory, range(step - 3, step))
         assert batch["embodiment_ids"][row] == index
         assert close(batch["state"][row], ahead["states"][0])
-        for key, past in (("actions", "history_actions"), ("states", "history_states"), ("action_mask", "history_mask")):
+        for key, past in (
+            ("actions", "history_actions"),
+            ("states", "history_states"),
+            ("action_mask", "history_mask"),
+        ):
             assert close(batch[key][row], ahead[key]) and close(batch[past][row], behind[key])
 
 

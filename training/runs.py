@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ..configuration.recipe import checked_fields
 from ..hub_cards.plots import loss_curves
@@ -18,6 +18,8 @@ from .data.lerobot_reader import load_trajectories
 from .data.trajectory import TrajectorySource
 from .stage_arguments import StageTrainingArguments
 from .stage_trainer import StageTrainer
+
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -51,19 +53,25 @@ class RunOptions:
             raise ValueError(f"--max-steps {self.max_steps} must be at least 1")
         if not 0 <= self.holdout < 1:
             raise ValueError(f"--holdout {self.holdout} must be in [0, 1)")
+        if self.device not in DEVICES:
+            raise ValueError(f"--device {self.device} is unknown, use {', '.join(DEVICES)}")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: no CUDA device is available here, use --device cpu")
         if not self.datasets:
             raise ValueError("--dataset is missing: give at least one folder or Hub id")
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            raise ValueError(f"--output-dir {self.output_dir} is a file: name a folder")
         if self.resume and self.last_checkpoint() is None:
-            raise ValueError(f"--resume: {self.output_dir} has no checkpoint-* to continue from")
+            raise ValueError(f"--resume: {self.output_dir} has no complete checkpoint-* to continue from")
         if not self.resume and self.output_dir.is_dir() and any(self.output_dir.iterdir()):
             raise ValueError(
                 f"--output-dir {self.output_dir} is not empty: choose another, or continue it with --resume"
             )
 
     def last_checkpoint(self) -> str | None:
-        return get_last_checkpoint(str(self.output_dir)) if self.output_dir.is_dir() else None
+        """The newest complete checkpoint in `output_dir`: the Trainer's state is what it writes last."""
+        complete = [file.parent for file in self.output_dir.glob(f"checkpoint-[0-9]*/{TRAINER_STATE_NAME}")]
+        return str(max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]))) if complete else None
 
     def load_sources(self, frames: bool = False) -> tuple[list[TrajectorySource], list[float] | None]:
         """The datasets, and their weights when any was given (the others then weigh 1)."""

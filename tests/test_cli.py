@@ -1,0 +1,238 @@
+"""The command line: help for newcomers, and errors that name the option before anything heavy is done."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from priorvla.cli import main
+from priorvla.configuration.configuration_action_prior import ActionPriorConfig
+from priorvla.configuration.embodiment import Embodiment
+from priorvla.configuration.recipe import list_recipes
+from priorvla.modeling_priorvla.modeling_action_prior import ActionPriorModel
+from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
+from priorvla.training.data.lerobot_writer import LeRobotDatasetWriter
+from priorvla.training.data.trajectory_dataset import expert_dims
+
+RUN = ["--config", "--dataset", "--output-dir", "--max-steps", "--seed", "--device", "--resume", "--holdout"]
+COLLECT = ["--config", "--env", "--tasks", "--episodes", "--output-dir", "--no-images", "--noise", "--image-size"]
+TRAIN = ["--prior", "--control", "--backbone", "--backbone-dtype", "--frame-stride", "--cache-dir", "--max-cache-gb"]
+EVALUATE = ["checkpoint", "--config", "--env", "--tasks", "--trials", "--output-dir", "--execute-steps", "--films"]
+OPTIONS = {
+    "collect": [*COLLECT, "--max-episode-steps", "--workers", "--seed", "--overwrite"],
+    "pretrain": ["--kind", *RUN],
+    "train": [*TRAIN, *RUN],
+    "evaluate": [*EVALUATE, "--max-episode-steps", "--blank-images", "--backbone", "--workers", "--seed", "--device"],
+    "info": ["checkpoint", "--config"],
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """Three episodes of motion."""
+    folder = tmp_path_factory.mktemp("data") / "motion"
+    random = np.random.default_rng(0)
+    with LeRobotDatasetWriter(folder, Embodiment("arm", ["x", "y"], ["s"], 10.0)) as writer:
+        for _ in range(3):
+            writer.add_episode(random.normal(size=(12, 1)), random.normal(size=(12, 2)), "Move.")
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text: str) -> str:
+        file = tmp_path / "recipe.yaml"
+        file.write_text(text)
+        return str(file)
+
+    return write
+
+
+@pytest.fixture
+def fails(capsys):
+    """Runs a command that must fail; `(status, what it said)`."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        status = main([str(argument) for argument in arguments])
+        _, error, said = capsys.readouterr().err.partition("priorvla: error: ")
+        assert status and error, "it did not fail"
+        return status, said
+
+    return run
+
+
+def test_help_answers_without_torch_or_transformers():
+    code = "import sys, priorvla.cli as c; c.build_parser(); print({'torch', 'transformers', 'numpy'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_the_module_runs_as_a_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "priorvla.cli", "--help"], cwd="/", capture_output=True, text=True, check=True
+    )
+    assert all(f"\n    {command} " in done.stdout for command in OPTIONS)
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_every_commands_help_explains_every_option(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    lines = text[text.index("positional arguments" if "checkpoint" in OPTIONS[command] else "options:") :].splitlines()
+    for option in OPTIONS[command]:
+        at = next(
+            (index for index, line in enumerate(lines) if line.startswith((f"  {option} ", f"  {option}\n"))), None
+        )
+        assert at is not None, f"{option} is not in the help"
+        explained = len(lines[at].split("  ")) > 2 or lines[at + 1].startswith(" " * 20)
+        assert explained, f"{option} is not explained"
+    shown = {line.split()[0].rstrip(",") for line in lines if line.startswith("  -")}
+    assert shown - {"-h"} <= set(OPTIONS[command]), "an option is not in this test's list"
+
+
+def test_a_command_must_be_named_and_known(capsys):
+    assert main([]) == 2
+    assert "COMMAND" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(["dance"])
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["collect", "--output-dir", "x"], "--tasks is missing"),
+        (["collect", "--tasks", "reach"], "--output-dir is missing"),
+        (["pretrain", "--output-dir", "x"], "--dataset is missing"),
+        (["train", "--dataset", "x"], "--output-dir is missing"),
+        (["evaluate", "x", "--output-dir", "x"], "--tasks is missing"),
+        (["evaluate", "x", "--output-dir", "x", "--tasks", "drawer-opne"], "'drawer-opne' is unknown, did you mean"),
+        (["collect", "--output-dir", "x", "--tasks", "reach", "--env", "matrix"], "no simulator 'matrix'"),
+        (["train", "--dataset", "x", "--output-dir", "x", "--control"], "name that prior with --prior"),
+        (["pretrain", "--dataset", "x", "--output-dir", "x", "--max-steps", "0"], "--max-steps 0 must be at least 1"),
+        (["pretrain", "--dataset", "x", "--output-dir", "x", "--holdout", "1"], "--holdout 1.0 must be in [0, 1)"),
+        (["pretrain", "--dataset", "x", "--output-dir", "nowhere", "--resume"], "checkpoint-* to continue from"),
+        (["pretrain", "--dataset", "/no/where", "--output-dir", "x"], "/no/where does not exist"),
+        (["info", "/no/where"], "/no/where does not exist: pass a checkpoint's folder or its Hub id"),
+        (["pretrain", "--config", "nowhere"], "nowhere is neither a file nor a shipped recipe (action_prior_small"),
+    ],
+)
+def test_wrong_arguments_are_named_and_end_with_status_2(arguments, message, fails, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, said = fails(*arguments)
+    assert status == 2 and message in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_folder_that_holds_something_is_refused(dataset, fails):
+    status, said = fails("pretrain", "--dataset", dataset, "--output-dir", dataset)
+    assert status == 2 and "is not empty: choose another, or continue it with --resume" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max-step: 3", "'max_step' is unknown, did you mean 'max_steps'?"),
+        ("max-steps: many", "max-steps must be a whole number, got 'many'"),
+        ("max-steps: 2.5", "max-steps must be a whole number, got 2.5"),
+        ("max-steps:", "max-steps is empty"),
+        ("holdout: [0.1]", "holdout must be a number, got [0.1]"),
+        ("resume: 1", "resume must be true or false, got 1"),
+        ("device: abacus", "device='abacus', use one of auto, cpu, cuda"),
+        ("model: small", "model must be a mapping, got str"),
+        ("model: {latent_nois: 1}", "model: 'latent_nois' is unknown, did you mean 'latent_noise'?"),
+        ("model: {latent_noise: loud}", "model.latent_noise must be a number, got 'loud'"),
+        ("model: {expert: {hiden_size: 8}}", "model.expert: 'hiden_size' is unknown, did you mean 'hidden_size'?"),
+        ("model: {expert: 8}", "model.expert must be a mapping of its fields, got 8"),
+        ("model: {expert: {head_dim: 7}}", "head_dim=7 must be even"),
+        ("model: {expert: {hidden_size: 8.5}}", "'hidden_size' expected int, got float"),
+        ("model: {expert: {expert_layers: motion}}", "'expert_layers' expected a list"),
+        ("training: {learning_rat: 1}", "training: 'learning_rat' is unknown, did you mean 'learning_rate'?"),
+        ("training: {learning_rate: fast}", "training.learning_rate must be a number, got 'fast'"),
+        ("training: {max_steps: 3}", "training.max_steps is an option of the command itself"),
+        ("training: {ema_decay: 1.0}", "ema_decay=1.0 must be in [0, 1)"),
+        ("- max-steps", "a recipe is a mapping of options, found list"),
+        ("max-steps: {", "not valid YAML"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_key_and_value(text, message, recipe, dataset, fails, tmp_path):
+    status, said = fails("pretrain", "--config", recipe(text), "--dataset", dataset, "--output-dir", tmp_path / "run")
+    assert status == 2 and message in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_wins_over_its_config_file(recipe, dataset, fails, tmp_path):
+    file = recipe(f"max-steps: 0\ndataset: {dataset}\noutput-dir: {tmp_path / 'run'}\n")
+    assert "--max-steps 0 must" in fails("pretrain", "--config", file)[1]
+    assert "--max-steps -1 must" in fails("pretrain", "--config", file, "--max-steps", "-1")[1]
+    assert "--max-steps -2 must" in fails("pretrain", "--max-steps", "-2", "--config", file)[1]
+
+
+def test_numbers_in_scientific_notation_are_numbers_in_a_recipe(recipe, tmp_path):
+    from priorvla.configuration.recipe import load_recipe
+
+    content = load_recipe(recipe("a: 1e-3\nb: -2E+4\nc: 1.5e3\nd: 1e-3x\ne: 12\nf: e3"))
+    assert content == {"a": 1e-3, "b": -2e4, "c": 1500.0, "d": "1e-3x", "e": 12, "f": "e3"}
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_a_shipped_recipe_is_found_by_its_name_and_every_key_of_it_is_known(name, fails, tmp_path):
+    command = "pretrain" if name.startswith("action_prior") else "train"
+    status, said = fails(command, "--config", name, "--dataset", "/no/where", "--output-dir", tmp_path / "run")
+    assert status == 2 and "/no/where does not exist" in said  # the fields are checked before data is read
+
+
+def test_work_that_fails_ends_with_status_1_and_ctrl_c_with_130(fails, capsys, tmp_path, monkeypatch):
+    pytest.importorskip("metaworld")
+    command = ["collect", "--tasks", "drawer-open", "--episodes", "1", "--no-images", "--workers", "1"]
+    command += ["--output-dir", str(tmp_path / "data")]
+    status, said = fails(*command, "--max-episode-steps", "3")
+    assert status == 1 and "the expert failed 10 starts in a row" in said
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("priorvla.deployment.demonstrations.record_demonstration", interrupt)
+    assert main(command) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_traceback_is_shown_where_it_is_asked_for(monkeypatch):
+    monkeypatch.setenv("PRIORVLA_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError):
+        main(["info", "/no/where"])
+
+
+def test_info_says_what_an_action_prior_is(bodies, tiny_fields, tmp_path, capsys):
+    torch.manual_seed(0)
+    expert = {**tiny_fields["expert"], **expert_dims(bodies)}
+    model = ActionPriorModel(ActionPriorConfig(expert=expert, encoder=tiny_fields["encoder"]))
+    model.save_pretrained(tmp_path)
+    PriorVLAProcessor(embodiments=bodies, chunk_size=6).save_pretrained(tmp_path)
+    assert main(["info", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    for part in ("action prior (rung 1", "6 actions", "2 layers, 16 wide, latent 8", f"{parameters / 1e6:.2f} M"):
+        assert part in said, part
+    assert "small: 4 action dims, 3 state dims, 10 Hz, front" in said and "large: 7 action dims" in said
+    assert "backbone" not in said
+
+
+def test_info_says_what_a_policy_is(save_policy, bodies, tmp_path, capsys):
+    assert main(["info", str(save_policy(tmp_path, bodies, use_history=True, history_size=5))]) == 0
+    said = capsys.readouterr().out
+    for part in ("policy (rung 3)", "latent", "tiny-backbone (hub, sha256", "history                     5"):
+        assert part in said, part
+
+
+def test_info_on_something_else_names_the_file(tmp_path, fails):
+    assert "config.json is missing" in fails("info", tmp_path)[1]
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    status, said = fails("info", tmp_path)
+    assert status == 2 and "model_type 'bert' is not one of priorvla_action_prior, priorvla" in said
