@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from .data.observation_dataset import ObservationDataset
 from .data.trajectory import TrajectorySource
 from .data.trajectory_dataset import TrajectoryDataset, expert_dims, fit_embodiments, split_episodes
-from .runs import RunOptions, finish_run
+from .runs import FEATURES_FOLDER, RunOptions, finish_run
 from .vla_arguments import VLATrainingArguments
 from .vla_trainer import VLATrainer
 
@@ -52,6 +52,8 @@ class VLAOptions(RunOptions):
         super().check()
         if self.control and self.prior is None:
             raise ValueError("--control repeats a run without the weights of its prior: name that prior with --prior")
+        if self.prior is not None and (given := {"expert", "encoder"} & set(self.model or {})):
+            raise ValueError(f"model.{min(given)} cannot be set with --prior: the policy takes the prior's own")
         if self.frame_stride < 1:
             raise ValueError(f"--frame-stride {self.frame_stride} must be at least 1")
 
@@ -60,13 +62,12 @@ def train_vla(options: VLAOptions) -> VLATrainer:
     """Trains rung 3 and leaves model, processor, card, log, plot and metrics in `options.output_dir`."""
     options.check()
     model_fields = checked_fields(PriorVLAConfig, options.model or {}, "model")
-    no_distillation = {} if options.prior is not None and not options.control else {"distillation_steps": 0}
-    arguments = options.arguments(VLATrainingArguments, **no_distillation)
+    arguments = options.arguments(VLATrainingArguments, **_distillation(options))
     prior, embodiments = _load_prior(options.prior)
     sources, weights = options.load_sources(frames=True)
     parts = [split_episodes(source, options.holdout, options.seed) for source in sources]
     training, held_out = [part[0] for part in parts], [part[1] for part in parts if len(part[1])]
-    embodiments = embodiments or fit_embodiments(training)
+    embodiments = fit_embodiments(training) if embodiments is None else _with_cameras(embodiments, training)
     folder, reference = _find_backbone(options.backbone, options.backbone_dtype)
     set_seed(options.seed)
     model = _build_model(options, model_fields, prior, embodiments, reference)
@@ -93,6 +94,22 @@ def _load_prior(prior: str | None) -> tuple[ActionPriorModel | None, list[Embodi
     if prior is None:
         return None, None
     return ActionPriorModel.from_pretrained(prior), PriorVLAProcessor.from_pretrained(prior).embodiments
+
+
+def _with_cameras(embodiments: list[Embodiment], sources: list[TrajectorySource]) -> list[Embodiment]:
+    """The prior's embodiments with the cameras of the demonstrations: motion may have been recorded without any."""
+    cameras = {source.embodiment.name: source.embodiment.cameras for source in sources}
+    return [replace(embodiment, cameras=cameras.get(embodiment.name, embodiment.cameras)) for embodiment in embodiments]
+
+
+def _distillation(options: VLAOptions) -> dict[str, int]:
+    """Nothing is distilled from an encoder that was never trained; says so when the recipe asks for it."""
+    if options.prior is not None and not options.control:
+        return {}
+    asked = (options.training or {}).get("distillation_steps", 0)
+    if asked:
+        print(f"distillation_steps={asked} is not used: this run does not start from a prior's weights", file=sys.stderr)
+    return {"distillation_steps": 0}
 
 
 def _find_backbone(name: str, dtype: str | None) -> tuple[Path, dict[str, Any]]:
@@ -151,7 +168,7 @@ def _observations(
         stride=options.frame_stride,
         weights=weights,
     )
-    cache_dir = options.cache_dir or options.output_dir / "features"
+    cache_dir = options.cache_dir or options.output_dir / FEATURES_FOLDER
     return ObservationDataset(windows, sources, backbone, processor, cache_dir, options.max_cache_gb)
 
 

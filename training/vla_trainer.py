@@ -38,6 +38,7 @@ class VLATrainer(StageTrainer):
             reinitialize(model, model.expert)
         scales = {"expert.": args.expert_lr_scale, "encoder.": args.expert_lr_scale}
         super().__init__(model, args, lr_scales=scales, **kwargs)
+        self._applied_weight = self.distillation_weight
 
     @property
     def distillation_weight(self) -> float:
@@ -53,13 +54,15 @@ class VLATrainer(StageTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         weight = self.distillation_weight if model.training else 0.0
+        if model.training:
+            self._applied_weight = weight
         inputs = {**as_features(inputs), "distillation_weight": weight}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds lambda."""
+        """Adds lambda as it was at the last step."""
         if "loss" in logs:
-            logs["distillation_weight"] = self.distillation_weight
+            logs["distillation_weight"] = self._applied_weight
         super().log(logs, start_time)
 
 
