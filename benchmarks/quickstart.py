@@ -192,7 +192,9 @@ class Quickstart:
             )
 
     def _report(self) -> dict[str, Any]:
-        evaluations = {file.stem: json.loads(file.read_text()) for file in sorted(self.folder.glob("evaluations/*.json"))}
+        evaluations = {
+            file.stem: json.loads(file.read_text()) for file in sorted(self.folder.glob("evaluations/*.json"))
+        }
         times = self._times()
         peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         return {

@@ -98,7 +98,9 @@ def training(page: Report, folder: Path) -> None:
         loss_curves({arm: log["loss_pred"] for arm, log in logs.items()}, ylabel="L_pred", log_y=True),
         "Flow-matching loss of the policy's own prediction, both arms.",
     )
-    parts = {name.removeprefix("loss_"): log for name, log in logs["prior"].items() if name in ("loss_align", "loss_recon")}
+    parts = {
+        name.removeprefix("loss_"): log for name, log in logs["prior"].items() if name in ("loss_align", "loss_recon")
+    }
     if parts:
         page.figure(
             loss_curves(parts, ylabel="loss", log_y=True),

@@ -73,7 +73,9 @@ def main() -> None:
         optimizer.zero_grad()
 
     training = seconds(step, 9)
-    flops = 6 * BATCH * (matrix_entries(model.expert) * (HORIZON + 3) + matrix_entries(model.encoder) * (2 * HORIZON + 3))
+    flops = (
+        6 * BATCH * (matrix_entries(model.expert) * (HORIZON + 3) + matrix_entries(model.encoder) * (2 * HORIZON + 3))
+    )
     square = torch.randn(1024, 1024)
     peak = 2 * 1024**3 / seconds(lambda: square @ square, 15)
     result = {

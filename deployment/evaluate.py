@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..hub_cards.card import require_checkpoint
 from ..hub_cards.plots import success_by_task
 from ..hub_cards.report import Report
 from .evaluation import EvaluationResult, evaluate_policy, save_films
@@ -41,6 +42,7 @@ def evaluate_checkpoint(
     for name, value in (("--trials", trials), ("--workers", workers), ("--max-episode-steps", max_episode_steps)):
         if value < 1:
             raise ValueError(f"{name} {value} must be at least 1")
+    require_checkpoint(checkpoint, "checkpoint")
     if (output_dir / "report.json").exists():
         raise ValueError(f"--output-dir {output_dir} already has a report: choose another folder")
     make_policy = partial(

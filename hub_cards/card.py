@@ -133,6 +133,15 @@ def load_card(source: str | Path) -> ModelCard:
     raise FileNotFoundError(f"{path}: no model card there, pass a checkpoint's folder or a Hub id such as 'owner/name'")
 
 
+def require_checkpoint(source: str | Path, what: str) -> None:
+    """Raises FileNotFoundError naming `what` when `source` is neither a checkpoint folder nor like a Hub id."""
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{what} {folder / 'config.json'} is missing: this folder holds no checkpoint")
+    if not folder.is_dir() and not is_hub_id(str(source)):
+        raise FileNotFoundError(f"{what} {source} does not exist: give a checkpoint's folder or a Hub id (owner/name)")
+
+
 def validate_card(card: ModelCard) -> None:
     """Reads the card back through huggingface_hub's own parsers and checks what we promise. Needs no network.
 
@@ -296,4 +305,4 @@ def _table_cell(value: Any) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
-__all__ = ["CardKind", "create_card", "is_hub_id", "load_card", "validate_card"]
+__all__ = ["CardKind", "create_card", "is_hub_id", "load_card", "require_checkpoint", "validate_card"]

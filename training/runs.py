@@ -65,7 +65,11 @@ class RunOptions:
             raise ValueError(f"--output-dir {self.output_dir} is a file: name a folder")
         if self.resume and self.last_checkpoint() is None:
             raise ValueError(f"--resume: {self.output_dir} has no complete checkpoint-* to continue from")
-        if not self.resume and self.output_dir.is_dir() and any(entry.name != FEATURES_FOLDER for entry in self.output_dir.iterdir()):
+        if (
+            not self.resume
+            and self.output_dir.is_dir()
+            and any(entry.name != FEATURES_FOLDER for entry in self.output_dir.iterdir())
+        ):
             raise ValueError(
                 f"--output-dir {self.output_dir} is not empty: choose another, or continue it with --resume"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 
@@ -38,6 +39,9 @@ class StageTrainingArguments(TrainingArguments):
     save_steps: float = field(default=1000, metadata={"help": "Steps between two checkpoints."})
     save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints that are kept."})
     report_to: str | list[str] | None = field(default="none", metadata={"help": "trackio, tensorboard, ... or none."})
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available, metadata={"help": "Page-locked batches; only a GPU gains from them."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Batches are whole: leave this off."})
     label_names: list[str] | None = field(
         default_factory=lambda: ["actions"], metadata={"help": "Without it there would be no evaluation loss."}

@@ -13,6 +13,7 @@ from transformers import set_seed
 from ..configuration.configuration_priorvla import BACKBONE_KEYS, PriorVLAConfig
 from ..configuration.embodiment import Embodiment
 from ..configuration.recipe import checked_fields
+from ..hub_cards.card import require_checkpoint
 from ..modeling_priorvla.backbone import DualEncoderBackbone, describe_backbone, download_backbone, load_backbone
 from ..modeling_priorvla.modeling_action_prior import ActionPriorModel
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel, inherited_fields
@@ -93,6 +94,7 @@ def _load_prior(prior: str | None) -> tuple[ActionPriorModel | None, list[Embodi
     """The prior and its embodiments: a reused expert needs the statistics that it was trained with."""
     if prior is None:
         return None, None
+    require_checkpoint(prior, "--prior")
     return ActionPriorModel.from_pretrained(prior), PriorVLAProcessor.from_pretrained(prior).embodiments
 
 
@@ -108,7 +110,9 @@ def _distillation(options: VLAOptions) -> dict[str, int]:
         return {}
     asked = (options.training or {}).get("distillation_steps", 0)
     if asked:
-        print(f"distillation_steps={asked} is not used: this run does not start from a prior's weights", file=sys.stderr)
+        print(
+            f"distillation_steps={asked} is not used: this run does not start from a prior's weights", file=sys.stderr
+        )
     return {"distillation_steps": 0}
 
 
