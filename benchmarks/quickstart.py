@@ -1,10 +1,10 @@
-"""The whole ladder on two CPU cores: motion, an action prior, a policy with and without it, and how often each succeeds.
+"""The whole ladder on two CPU cores: motion, an action prior, a policy with and without it, and its success.
 
     python benchmarks/quickstart.py --output-dir runs/quickstart
 
-Every step is a `priorvla` command or a call that a user could make; a run that was stopped goes on where it was. The two
-arms share architecture, data, steps, seed and evaluation starts; they differ in the weights that they begin with, and the
-prior arm distils from its encoder for a while.
+Every step is a `priorvla` command or a call that a user could make; a run that was stopped goes on where it was.
+The two arms share architecture, data, steps, seed and evaluation starts; they differ in the weights that they begin
+with, and the prior arm distils from its encoder for a while.
 """
 
 from __future__ import annotations

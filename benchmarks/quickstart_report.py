@@ -41,9 +41,10 @@ def verdict(page: Report, report: Mapping[str, Any]) -> None:
     for budget in report["settings"]["budgets"]:
         page.note(sentence(budget, counts(report, f"prior-{budget}"), counts(report, f"control-{budget}")))
     page.text(
-        "Both arms have the same architecture, demonstrations, steps, seed and evaluation starts. The prior arm begins with "
-        "the weights of an action prior, which saw motion and no image, and is aligned with the prior's latent while it "
-        "begins; the control begins with random weights. One seed is one draw: repeat with `--seed` before you believe it."
+        "Both arms have the same architecture, demonstrations, steps, seed and evaluation starts. The prior arm "
+        "begins with the weights of an action prior, which saw motion and no image, and is aligned with the prior's "
+        "latent while it begins; the control begins with random weights. One seed is one draw: repeat with `--seed` "
+        "before you believe it."
     )
 
 
@@ -67,12 +68,12 @@ def success(page: Report, report: Mapping[str, Any]) -> None:
     arms = {arm: {budget: counts(report, f"{arm}-{budget}") for budget in budgets} for arm in ("prior", "control")}
     page.figure(
         success_against_steps(arms),
-        "Success against training steps, all tasks, with 95 % Wilson intervals. Stage 1's own steps are not on this axis.",
+        "Success against training steps, all tasks, with 95 % Wilson intervals. Stage 1's steps are not on this axis.",
     )
     comparisons = {f"{budget} steps": (*arms["prior"][budget], *arms["control"][budget]) for budget in budgets}
     page.figure(
         difference(comparisons, "prior", "control"),
-        "The difference, with Newcombe's 95 % interval for independent proportions (conservative: the starts are the same).",
+        "The difference, with Newcombe's 95 % interval for independent proportions (conservative: starts are shared).",
     )
     last = max(budgets)
     page.figure(
@@ -130,8 +131,8 @@ def prior(page: Report, report: Mapping[str, Any]) -> None:
     )
     page.facts(report["prior_metrics"])
     page.text(
-        "`reconstruction_error` is the mean absolute error, in raw action units, of chunks sampled from their own latent; "
-        "`mean_chunk_error` that of always answering the mean chunk."
+        "`reconstruction_error` is the mean absolute error, in raw action units, of chunks sampled from their own "
+        "latent; `mean_chunk_error` that of always answering the mean chunk."
     )
 
 
@@ -139,20 +140,21 @@ def checks(page: Report, report: Mapping[str, Any]) -> None:
     last = max(report["settings"]["budgets"])
     seeing, blank = counts(report, f"prior-{last}"), counts(report, "blank")
     low, high = difference_interval(*seeing, *blank)
+    gap = 100 * (seeing[0] / seeing[1] - blank[0] / blank[1])
     page.section("Does it see?")
     page.text(
-        f"With black images the same policy solved {ratio(blank)} against {ratio(seeing)} with its eyes open: a difference "
-        f"of {100 * (seeing[0] / seeing[1] - blank[0] / blank[1]):+.0f} points, 95 % interval {100 * low:+.0f} to "
-        f"{100 * high:+.0f}. Random actions solved {ratio(counts(report, 'random'))}."
+        f"With black images the same policy solved {ratio(blank)} against {ratio(seeing)} with its eyes open: a "
+        f"difference of {gap:+.0f} points, 95 % interval {100 * low:+.0f} to {100 * high:+.0f}. Random actions solved "
+        f"{ratio(counts(report, 'random'))}."
     )
 
 
 def following(page: Report, report: Mapping[str, Any]) -> None:
     page.section("What to try next")
     page.text(
-        "- Another draw: `python benchmarks/quickstart.py --seed 1 --output-dir runs/quickstart-1`.\n"
-        "- More demonstrations, or fewer: `--demonstrations 10`. A prior matters most where they are few.\n"
-        "- Longer training: `--budgets 500 2000`. Expect the arms to come closer.\n"
+        "- Another draw: `.venv/bin/python benchmarks/quickstart.py --seed 1 --output-dir runs/quickstart-1`.\n"
+        "- More demonstrations, or fewer: `--demonstrations 10`.\n"
+        "- Shorter or longer training: `--budgets 100 2000`. In paper A the gain is largest early, and shrinks.\n"
         "- Your own motion: write it with `priorvla.LeRobotDatasetWriter` and give it to `priorvla pretrain`.\n"
         "- Look inside: `priorvla info runs/quickstart/prior`, and the card (README.md) of every checkpoint."
     )
@@ -160,11 +162,11 @@ def following(page: Report, report: Mapping[str, Any]) -> None:
 
 def facts(page: Report, report: Mapping[str, Any]) -> None:
     page.section("How it was run")
-    settings = report["settings"]
+    settings, motion = report["settings"], report["collection"]["motion"]
     page.facts(
         {
             "seed": settings["seed"],
-            "motion": f"{report['collection']['motion']['episodes']} episodes of {50 - len(settings['tasks'])} other tasks",
+            "motion": f"{motion['episodes']} episodes of {len(motion['success_rates'])} other tasks",
             "demonstrations": f"{report['collection']['demonstrations']['episodes']} episodes",
             "steps of the prior": settings["prior_steps"],
             "steps of each arm": max(settings["budgets"]),

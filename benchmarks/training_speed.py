@@ -1,9 +1,9 @@
-"""How fast rung 1 trains: windows a second out of the loader, steps a second, and their share of what the machine can do.
+"""How fast rung 1 trains: windows a second out of the loader, steps a second, their share of the machine's peak.
 
     python benchmarks/training_speed.py --output-dir runs/training_speed
 
-One thread by default. Every figure is the median of several repeats; the machine's matrix-multiply rate is measured in the
-same run, so that the share means something elsewhere too.
+One thread by default. Every figure is the median of several repeats; the machine's matrix-multiply rate is measured in
+the same run, so that the share means something elsewhere too.
 """
 
 from __future__ import annotations

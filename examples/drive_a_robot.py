@@ -15,9 +15,7 @@ from priorvla.deployment.environments import make_environment
 
 def drive(policy: PriorVLAPolicy, robot: Any, instruction: str, seed: int) -> tuple[bool, int]:
     """Runs one episode; whether it ended in success, and its steps."""
-    policy.reset(
-        seed
-    )  # an episode's queue of actions, its past and its noise are the policy's; the model has no memory
+    policy.reset(seed)  # the queue of actions, the past and the noise are the policy's; the model has no memory
     observation, _ = robot.reset(seed=seed)
     success, truncated, steps = False, False, 0
     while not (success or truncated):
