@@ -326,3 +326,33 @@ def test_too_large_a_cache_is_refused_and_the_backbone_is_not_named_by_a_path(ma
     make_vla("named", prior=str(prior), max_steps=1)
     saved = (folder / "named" / "config.json").read_text() + (folder / "named" / "README.md").read_text()
     assert str(folder) not in saved
+
+
+def test_a_shape_that_the_prior_decides_cannot_be_given_beside_it(tmp_path, prior):
+    options = VLAOptions(["x"], tmp_path / "run", 4, prior=str(prior), model={"expert": {"hidden_size": 8}})
+    with pytest.raises(ValueError, match=r"model\.expert cannot be set with --prior"):
+        options.check()
+
+
+def test_a_run_that_was_stopped_while_it_encoded_can_be_started_again(tmp_path):
+    (tmp_path / "run" / "features").mkdir(parents=True)
+    VLAOptions(["x"], tmp_path / "run", 4).check()
+    (tmp_path / "run" / "config.json").touch()
+    with pytest.raises(ValueError, match="is not empty"):
+        VLAOptions(["x"], tmp_path / "run", 4).check()
+
+
+def test_a_prior_of_motion_without_cameras_takes_those_of_the_demonstrations(
+    folder, bodies, write_demonstrations, make_vla, tmp_path
+):
+    blind = replace(bodies[0], cameras=[])
+    data = write_demonstrations(tmp_path / "motion", blind, [9, 6], images=False)
+    pretrain_action_prior(prior_options([str(data)], tmp_path / "prior", max_steps=1))
+    make_vla("seeing", prior=str(tmp_path / "prior"), max_steps=1)
+    assert load_embodiments(folder / "seeing")[0].cameras == bodies[0].cameras
+
+
+def test_a_recipe_that_distils_says_so_when_there_is_nothing_to_distil_from(make_vla, capsys):
+    trainer = make_vla("alone", training={"distillation_steps": 3}, max_steps=1)
+    assert trainer.distillation_weight == 0
+    assert "distillation_steps=3 is not used" in capsys.readouterr().err
