@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ NESTED = ("model", "training")  # mappings that only a --config file can hold
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 the work failed, 2 the arguments are wrong, 130 Ctrl-C."""
-    # A core that waits for another must not burn it: beside any other program that costs a factor of ten.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A core that waits for another gives up soon: beside any other program, spinning costs a multiple.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     parser = build_parser()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -32,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 2
         run(options)
-    except KeyboardInterrupt:
-        print("\npriorvla: stopped. A training goes on with the same command and --resume.", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"\npriorvla: stopped. {stopped}".rstrip(), file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError, RuntimeError, StrictDataclassError) as error:
         if os.environ.get("PRIORVLA_TRACEBACK"):
@@ -150,51 +151,75 @@ def _add_info(commands: Any) -> None:
 
 def _collect(options: dict[str, Any]) -> None:
     _require(options, "tasks", "output_dir")
-    from .deployment.collect import collect, load_collection_summary
+    tasks = _tasks(options["env"], options["tasks"])
+    with _told_when_stopped(lambda: "No dataset was written: the same command starts again."):
+        from .deployment.collect import collect, load_collection_summary
 
-    folder = collect(
-        options["output_dir"],
-        _tasks(options["env"], options["tasks"]),
-        options["episodes"],
-        environment=options["env"],
-        seed=options["seed"],
-        images=not options["no_images"],
-        noise=options["noise"],
-        max_episode_steps=options["max_episode_steps"],
-        num_workers=options["workers"],
-        overwrite=options["overwrite"],
-        image_size=options["image_size"],
-    )
+        folder = collect(
+            options["output_dir"],
+            tasks,
+            options["episodes"],
+            environment=options["env"],
+            seed=options["seed"],
+            images=not options["no_images"],
+            noise=options["noise"],
+            max_episode_steps=options["max_episode_steps"],
+            num_workers=options["workers"],
+            overwrite=options["overwrite"],
+            image_size=options["image_size"],
+        )
     summary = load_collection_summary(folder)
     rate = sum(summary.success_rates.values()) / len(summary.success_rates)
     print(
-        f"{summary.episodes} episodes, {summary.frames} frames in {folder} ({summary.wall_time:.0f} s; the experts "
-        f"solved {rate:.0%} of their starts)\nNext: priorvla pretrain --dataset {folder} --output-dir runs/prior"
+        f"{summary.episodes} episodes, {summary.frames} frames in {folder} (the experts solved {rate:.0%} of their "
+        f"starts)\nNext: priorvla pretrain --dataset {folder} --output-dir runs/prior"
     )
 
 
 def _pretrain(options: dict[str, Any]) -> None:
     _require(options, "dataset", "output_dir")
-    from .training.pretrain import pretrain_action_prior
-    from .training.runs import RunOptions
+    from .training.run_options import RunOptions
 
     options.pop("kind")
-    pretrain_action_prior(RunOptions(datasets=options.pop("dataset"), **options))
+    run = RunOptions(datasets=options.pop("dataset"), **options)
+    run.check()
+    with _told_when_stopped(run.after_stop):
+        from .training.pretrain import pretrain_action_prior
+
+        pretrain_action_prior(run)
 
 
 def _train(options: dict[str, Any]) -> None:
     _require(options, "dataset", "output_dir")
-    from .training.train import VLAOptions, train_vla
+    from .training.run_options import VLAOptions
 
-    train_vla(VLAOptions(datasets=options.pop("dataset"), **options))
+    run = VLAOptions(datasets=options.pop("dataset"), **options)
+    run.check()
+    with _told_when_stopped(run.after_stop):
+        from .training.train import train_vla
+
+        train_vla(run)
 
 
 def _evaluate(options: dict[str, Any]) -> None:
     _require(options, "tasks", "output_dir")
-    from .deployment.evaluate import evaluate_checkpoint
+    from .deployment.evaluation_arguments import check_evaluation
 
     options["tasks"] = _tasks(options["env"], options["tasks"])
-    evaluate_checkpoint(**options)
+    check_evaluation(**{name: value for name, value in options.items() if name not in ("blank_images", "backbone")})
+    with _told_when_stopped(lambda: "No report was written: the same command starts again."):
+        from .deployment.evaluate import evaluate_checkpoint
+
+        evaluate_checkpoint(**options)
+
+
+@contextmanager
+def _told_when_stopped(how_to_go_on: Callable[[], str]) -> Iterator[None]:
+    """Ctrl-C takes along a sentence for the user."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(how_to_go_on()) from None
 
 
 def _info(options: dict[str, Any]) -> None:
@@ -259,12 +284,11 @@ def _subparser(parser: argparse.ArgumentParser, name: str) -> argparse.ArgumentP
 
 
 def _tasks(environment: str, names: list[str]) -> list[str]:
-    from .deployment.environments.registry import list_tasks
+    from .deployment.environments.registry import list_tasks, require_tasks
 
-    known = list_tasks(environment)
     if names == ["all"]:
-        return known
-    require_known(names, known, f"--tasks of {environment}")
+        return list_tasks(environment)
+    require_tasks(environment, names)
     return names
 
 

@@ -19,7 +19,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     page = Report("Motion first, then sight and words", subtitle(report))
     verdict(page, report)
     success(page, report)
-    training(page, folder)
+    training(page, report, folder)
     rollouts(page, report, folder)
     prior(page, report)
     checks(page, report)
@@ -62,6 +62,18 @@ def sentence(budget: int, prior: Counts, control: Counts) -> str:
     return f"{rates} {interval}: {'more' if gap > 0 else 'less'} success with the prior."
 
 
+def comparison(evaluations: Mapping[str, Any], budget: int) -> dict[str, Any]:
+    """Success rates of both arms after `budget` steps, over all tasks, and their difference with its 95 % interval."""
+    arms = [evaluations[f"{arm}-{budget}"]["overall"] for arm in ("prior", "control")]
+    (a, m), (b, n) = [(arm["successes"], arm["trials"]) for arm in arms]
+    return {
+        "prior": a / m,
+        "control": b / n,
+        "difference": a / m - b / n,
+        "interval": list(difference_interval(a, m, b, n)),
+    }
+
+
 def success(page: Report, report: Mapping[str, Any]) -> None:
     budgets = report["settings"]["budgets"]
     page.section("Success")
@@ -92,7 +104,7 @@ def success(page: Report, report: Mapping[str, Any]) -> None:
     )
 
 
-def training(page: Report, folder: Path) -> None:
+def training(page: Report, report: Mapping[str, Any], folder: Path) -> None:
     page.section("Training")
     logs = {arm: read_log(folder / f"policy-{arm}" / "log.csv") for arm in ("prior", "control")}
     page.figure(
@@ -111,6 +123,10 @@ def training(page: Report, folder: Path) -> None:
         loss_curves({"action prior": read_log(folder / "prior" / "log.csv")["loss"]}, ylabel="L_recon", log_y=True),
         "Stage 1: the action prior's reconstruction loss.",
     )
+    final = report["final_losses"]
+    names = sorted({name for losses in final.values() for name in losses})
+    rows = [[run, *(losses.get(name) for name in names)] for run, losses in final.items()]
+    page.table(["run", *names], rows, "Means over the last tenth of each curve.")
 
 
 def rollouts(page: Report, report: Mapping[str, Any], folder: Path) -> None:
@@ -171,7 +187,7 @@ def facts(page: Report, report: Mapping[str, Any]) -> None:
             "steps of the prior": settings["prior_steps"],
             "steps of each arm": max(settings["budgets"]),
             "trials a task": settings["trials"],
-            "peak memory of one process": f"{report['peak_memory_gb_of_one_process']} GB",
+            "peak memory, all processes": f"{report['peak_memory_gb']} GB",
             "cores": report["cores"],
             **report["versions"],
         }
@@ -211,3 +227,13 @@ def read_log(file: Path) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
                 steps.append(float(row["step"]))
                 values.append(float(value))
     return columns
+
+
+def final_losses(file: Path) -> dict[str, float]:
+    """Mean of every loss in a run's log.csv over the last tenth of the steps that it was logged for."""
+    losses = {}
+    for name, (steps, values) in read_log(file).items():
+        if name.startswith(("loss", "eval_loss")):
+            last = [value for step, value in zip(steps, values, strict=True) if step > 0.9 * steps[-1]]
+            losses[name] = sum(last) / len(last)
+    return losses

@@ -7,10 +7,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .backbone_reference import BACKBONE_KEYS, require_backbone_reference
 from .configuration_expert import MotionConfig
-
-BACKBONE_KEYS = ("source", "name", "revision", "sha256", "dtype")
-BACKBONE_SOURCES = ("hub", "package")
 
 
 @strict
@@ -116,14 +114,7 @@ class PriorVLAConfig(MotionConfig):
         unknown = sorted(set(self.backbone) - set(BACKBONE_KEYS))
         if unknown:
             raise ValueError(f"backbone has the unknown key {unknown[0]!r}, use {', '.join(BACKBONE_KEYS)}")
-        if self.backbone.get("source") not in BACKBONE_SOURCES:
-            raise ValueError(f"backbone source={self.backbone.get('source')!r}, use {' or '.join(BACKBONE_SOURCES)}")
-        name = self.backbone.get("name")
-        if not name or str(name).startswith(("/", ".", "~")):
-            raise ValueError(
-                f"backbone name={name!r} must be a Hub id or a packaged backbone's name, never a path of one machine: "
-                "pass a path as from_pretrained(..., backbone=path)"
-            )
+        require_backbone_reference(self.backbone)
 
 
 __all__ = ["FusionConfig", "PriorVLAConfig"]

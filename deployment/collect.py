@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -28,7 +27,6 @@ class CollectionSummary:
     Args:
         environment, seed: as passed to `collect`.
         episodes, frames: totals of the dataset.
-        wall_time: seconds.
         success_rates: per task, solved starts / tried starts of the expert (noisy ones included).
         starts: per episode, in the dataset's order: `task`, `start_seed` (the environment's reset seed), `noise`.
     """
@@ -37,7 +35,6 @@ class CollectionSummary:
     seed: int
     episodes: int = 0
     frames: int = 0
-    wall_time: float = 0.0
     success_rates: dict[str, float] = field(default_factory=dict)
     starts: list[dict[str, Any]] = field(default_factory=list)
 
@@ -60,8 +57,8 @@ def collect(
     """Records solved episodes of the scripted experts of `tasks` and returns the dataset's folder.
 
     Only successful episodes are kept; a start that the expert does not solve is replaced by the next. The result
-    depends on the seed, not on `num_workers`, and every task's episodes not on the other tasks. A summary lies in
-    `meta/collection.json` (`load_collection_summary`).
+    depends on the seed, not on `num_workers`, and every task's episodes not on the other tasks; the same call gives the
+    same dataset, byte for byte. A summary lies in `meta/collection.json` (`load_collection_summary`).
 
     Args:
         output_dir: the dataset's folder, which appears when the dataset is complete.
@@ -86,7 +83,6 @@ def collect(
     """
     tasks = list(tasks)
     _validate(tasks, episodes_per_task, environment, seed, noise, steps_after_success, max_episode_steps, num_workers)
-    began = time.perf_counter()
     settings = DemonstrationSettings(seed, images, noise, steps_after_success, ATTEMPTS)
     options = {"max_episode_steps": max_episode_steps, "render": images, "image_size": image_size}
     jobs = [
@@ -116,12 +112,10 @@ def collect(
             )
             summary.frames += len(demonstration.actions)
             summary.starts.append({"task": task, "start_seed": demonstration.start_seed, "noise": demonstration.noise})
-    summary.episodes = len(jobs)
-    summary.success_rates = {task: episodes_per_task / attempts[task] for task in tasks}
-    summary.wall_time = time.perf_counter() - began
-    folder = Path(output_dir)
-    (folder / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
-    return folder
+        summary.episodes = len(jobs)
+        summary.success_rates = {task: episodes_per_task / attempts[task] for task in tasks}
+        writer.add_file(SUMMARY_FILE, json.dumps(asdict(summary), indent=2) + "\n")
+    return Path(output_dir)
 
 
 def load_collection_summary(dataset: str | Path) -> CollectionSummary:

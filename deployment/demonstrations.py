@@ -5,24 +5,20 @@ Several processes may make them side by side; what they make depends on the jobs
 
 from __future__ import annotations
 
-import os
-import signal
 import zlib
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import groupby, islice
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .environments.registry import RobotEnvironment, make_environment
+from .environments.registry import RobotEnvironment
+from .worker_processes import LastEnvironment, worker_pool
 
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 LARGEST_BLOCK = 8  # demonstrations that a process makes before it hands them over: up to 30 MB with pictures
 
 
@@ -80,18 +76,12 @@ def make_demonstrations(jobs: list[DemonstrationJob], num_workers: int) -> Gener
             worker.close()
         return
     blocks = _blocks(jobs, max(1, min(LARGEST_BLOCK, len(jobs) // (2 * num_workers))))
-    with (
-        _environment_variables(ONE_THREAD),
-        ProcessPoolExecutor(num_workers, get_context("spawn"), _start_worker) as pool,
-    ):
+    with worker_pool(num_workers, _prepare_worker) as pool:
         pending: deque[Future[list[Demonstration | None]]] = deque()
-        try:
-            pending.extend(pool.submit(_run_in_worker, block) for block in islice(blocks, 2 * num_workers))
-            while pending:
-                yield from pending.popleft().result()
-                pending.extend(pool.submit(_run_in_worker, block) for block in islice(blocks, 1))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        pending.extend(pool.submit(_run_in_worker, block) for block in islice(blocks, 2 * num_workers))
+        while pending:
+            yield from pending.popleft().result()
+            pending.extend(pool.submit(_run_in_worker, block) for block in islice(blocks, 1))
 
 
 def record_demonstration(
@@ -152,47 +142,30 @@ def _blocks(jobs: list[DemonstrationJob], size: int) -> Iterator[list[Demonstrat
 
 
 class _Worker:
-    """Makes demonstrations one after the other and keeps the last task's environment: building one takes 0.2 s."""
+    """Makes demonstrations one after the other."""
 
     def __init__(self) -> None:
-        self._made: tuple[str, RobotEnvironment] | None = None
+        self._environments = LastEnvironment()
 
     def run(self, job: DemonstrationJob) -> Demonstration | None:
-        if self._made is None or self._made[0] != job.task:
-            self.close()
-            self._made = (job.task, make_environment(job.environment, job.task, **job.options))
-        return record_demonstration(self._made[1], job.task, job.index, job.settings)
+        environment = self._environments.get(job.environment, job.task, job.options)
+        return record_demonstration(environment, job.task, job.index, job.settings)
 
     def close(self) -> None:
-        if self._made is not None:
-            self._made[1].close()
-            self._made = None
+        self._environments.close()
 
 
 _process_worker: _Worker | None = None
 
 
-def _start_worker() -> None:
+def _prepare_worker() -> None:
     global _process_worker
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once and silently; the parent cleans up
     _process_worker = _Worker()
 
 
 def _run_in_worker(block: list[DemonstrationJob]) -> list[Demonstration | None]:
     assert _process_worker is not None
     return [_process_worker.run(job) for job in block]
-
-
-@contextmanager
-def _environment_variables(values: dict[str, str]) -> Iterator[None]:
-    """Sets environment variables for the processes started meanwhile; what a user has set wins."""
-    added = [name for name in values if name not in os.environ]
-    os.environ.update({name: values[name] for name in added})
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 __all__ = [

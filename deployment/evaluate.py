@@ -6,17 +6,16 @@ import json
 import sys
 from collections.abc import Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..hub_cards.card import require_checkpoint
 from ..hub_cards.plots import success_by_task
+from ..hub_cards.privacy import scrub
 from ..hub_cards.report import Report
+from ..hub_cards.versions import installed_versions
 from .evaluation import EvaluationResult, evaluate_policy, save_films
+from .evaluation_arguments import REPORT_FILE, check_evaluation
 from .policy import PriorVLAPolicy
-
-VERSIONED = ("priorvla", "torch", "transformers", "diffusers")
 
 
 def evaluate_checkpoint(
@@ -37,14 +36,22 @@ def evaluate_checkpoint(
 ) -> EvaluationResult:
     """Evaluates a policy checkpoint in closed loop and writes the report into `output_dir`; see `evaluate_policy`.
 
-    Raises ValueError before anything is loaded when `trials` or `workers` is below 1 or `output_dir` has a report.
+    The report names the checkpoint by its Hub id or relative path, of an absolute path the last component alone.
+    Raises ValueError or FileNotFoundError before anything is loaded; see `check_evaluation`.
     """
-    for name, value in (("--trials", trials), ("--workers", workers), ("--max-episode-steps", max_episode_steps)):
-        if value < 1:
-            raise ValueError(f"{name} {value} must be at least 1")
-    require_checkpoint(checkpoint, "checkpoint")
-    if (output_dir / "report.json").exists():
-        raise ValueError(f"--output-dir {output_dir} already has a report: choose another folder")
+    check_evaluation(
+        checkpoint,
+        env,
+        tasks,
+        trials,
+        output_dir,
+        execute_steps=execute_steps,
+        max_episode_steps=max_episode_steps,
+        films=films,
+        workers=workers,
+        seed=seed,
+        device=device,
+    )
     make_policy = partial(
         PriorVLAPolicy.from_pretrained, checkpoint, backbone=backbone, device=device, execute_steps=execute_steps
     )
@@ -61,7 +68,7 @@ def evaluate_checkpoint(
     )
     output_dir.mkdir(parents=True, exist_ok=True)
     settings = {
-        "checkpoint": checkpoint,
+        "checkpoint": scrub(checkpoint),
         "environment": env,
         "seed": seed,
         "max_episode_steps": max_episode_steps,
@@ -69,17 +76,13 @@ def evaluate_checkpoint(
         "blank_images": blank_images,
     }
     content = {"kind": "evaluation", **settings, **result.to_dict(), "versions": installed_versions()}
-    (output_dir / "report.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (output_dir / REPORT_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     _write_report(result, settings, save_films(result, output_dir / "films"), output_dir / "report.html")
     successes, count = result.count()
     low, high = content["overall"]["interval"]
     print(f"{successes} of {count} episodes succeeded (95 % interval {low:.0%} to {high:.0%})")
     print(f"Report: {output_dir / 'report.html'}", file=sys.stderr)
     return result
-
-
-def installed_versions() -> dict[str, str]:
-    return {name: version(name) for name in VERSIONED}
 
 
 def success_table(results: dict[str, EvaluationResult]) -> tuple[list[str], list[list[Any]]]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,10 +16,12 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ..hub_cards.intervals import wilson_interval
-from .environments.registry import make_environment
+from .environments.registry import RobotEnvironment, require_tasks
 from .policy import Policy
+from .worker_processes import LastEnvironment, worker_pool
 
 FILM_EVERY = 4  # steps between two frames of a film
+LARGEST_BLOCK = 8  # trials that a process runs before it hands them over
 
 
 @dataclass
@@ -84,92 +84,119 @@ def evaluate_policy(
         tasks: names, see `list_tasks(environment)`.
         trials: episodes a task. Trial i of a task starts from a seed that depends on `seed` and i alone, so that every
             policy meets the same starts.
-        num_workers: processes of one thread each; results do not depend on it.
+        num_workers: processes of one thread each; 1 runs here, with torch's threads. Results do not depend on it but
+            for the rounding of another number of threads.
         films_per_task: so many first trials of every task are filmed.
         blank_images: every picture is black: what is left is what the policy does without looking.
         environment_options: arguments of the environment's class.
 
     Raises:
-        ValueError: on an unknown task or simulator, or a policy of another embodiment than the environment's.
+        ValueError: no task, an unknown task or simulator, a task named twice, `trials` below 1, or a policy of another
+            embodiment than the environment's.
     """
+    require_tasks(environment, tasks)
+    if trials < 1:
+        raise ValueError(f"trials={trials} must be at least 1")
     started = time.perf_counter()
+    block = max(1, min(LARGEST_BLOCK, len(tasks) * trials // (2 * num_workers))) if num_workers > 1 else 1
     jobs = [
-        _Job(environment, dict(environment_options or {}), task, seed, trials, films_per_task, blank_images)
+        _Job(
+            environment,
+            dict(environment_options or {}),
+            task,
+            seed,
+            range(first, min(first + block, trials)),
+            films_per_task,
+            blank_images,
+        )
         for task in tasks
+        for first in range(0, trials, block)
     ]
+    episodes: dict[tuple[str, int], _Episode] = {}
+    with tqdm(total=len(tasks) * trials, desc="evaluating", unit="episode") as progress:
+        for finished in _run_jobs(policy, jobs, num_workers):
+            episodes.update({(episode.task, episode.trial): episode for episode in finished})
+            progress.update(len(finished))
+            progress.set_postfix(success=str(sum(episode.success for episode in episodes.values())))
     results: dict[str, TaskResult] = {}
-    with tqdm(total=len(jobs) * trials, desc="evaluating", unit="episode") as progress:
-        for result in _run_jobs(policy, jobs, num_workers):
-            results[result.task] = result
-            progress.update(len(result.outcomes))
-            progress.set_postfix(success=f"{sum(r.successes for r in results.values())}")
-    return EvaluationResult({task: results[task] for task in tasks}, time.perf_counter() - started)
+    for task in tasks:
+        own = [episodes[task, trial] for trial in range(trials)]
+        films = [episode.film for episode in own if episode.film is not None]
+        results[task] = TaskResult(task, [episode.success for episode in own], films)
+    return EvaluationResult(results, time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
 class _Job:
+    """A block of one task's trials."""
+
     environment: str
     options: dict[str, Any]
     task: str
     seed: int
-    trials: int
+    trials: range
     films: int
     blank_images: bool
 
 
-def _run_jobs(policy: Any, jobs: list[_Job], num_workers: int) -> Any:
+@dataclass
+class _Episode:
+    task: str
+    trial: int
+    success: bool
+    film: NDArray[np.uint8] | None
+
+
+def _run_jobs(policy: Any, jobs: list[_Job], num_workers: int) -> Iterator[list[_Episode]]:
+    """The episodes of every job; with several processes in the order in which the jobs end."""
     if num_workers <= 1:
-        made = policy() if callable(policy) else policy
-        yield from (_run_task(made, job) for job in jobs)
+        worker = _Worker(policy() if callable(policy) else policy)
+        try:
+            yield from map(worker.run, jobs)
+        finally:
+            worker.close()
         return
     if not callable(policy):
         raise ValueError(f"num_workers={num_workers} needs a function that makes the policy, for every process its own")
-    # one thread a process: on few cores two processes of one thread beat one process of two
-    context = multiprocessing.get_context("spawn")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    with ProcessPoolExecutor(num_workers, context, _start_worker, (policy,)) as pool:
-        futures = [pool.submit(_run_in_worker, job) for job in jobs]
-        try:
-            yield from (future.result() for future in as_completed(futures))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with worker_pool(min(num_workers, len(jobs)), _prepare_worker, policy) as pool:
+        yield from (future.result() for future in as_completed([pool.submit(_run_in_worker, job) for job in jobs]))
 
 
-_make_policy: Callable[[], Policy]  # in a worker: makes its policy, once
+_process_worker: Callable[[], _Worker]  # in a worker process: makes its worker, once
 
 
-def _start_worker(make_policy: Callable[[], Policy]) -> None:
+def _prepare_worker(make_policy: Callable[[], Policy]) -> None:
     # The policy itself is made by the first job: an error in here would only be reported as a broken pool.
-    global _make_policy
+    global _process_worker
     torch.set_num_threads(1)
-    _make_policy = cache(make_policy)
+    _process_worker = cache(lambda: _Worker(make_policy()))
 
 
-def _run_in_worker(job: _Job) -> TaskResult:
-    return _run_task(_make_policy(), job)
+def _run_in_worker(job: _Job) -> list[_Episode]:
+    return _process_worker().run(job)
 
 
-def _run_task(policy: Policy, job: _Job) -> TaskResult:
-    environment = make_environment(job.environment, job.task, **job.options)
-    try:
-        if environment.embodiment.name != policy.embodiment.name:
+class _Worker:
+    """Runs jobs one after the other."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._environments = LastEnvironment()
+
+    def run(self, job: _Job) -> list[_Episode]:
+        environment = self._environments.get(job.environment, job.task, job.options)
+        if environment.embodiment.name != self._policy.embodiment.name:
             raise ValueError(
-                f"the policy drives {policy.embodiment.name!r}, {job.environment} has {environment.embodiment.name!r}: "
-                "pass embodiment= of a checkpoint that knows it"
+                f"the policy drives {self._policy.embodiment.name!r}, {job.environment} has "
+                f"{environment.embodiment.name!r}: pass embodiment= of a checkpoint that knows it"
             )
-        result = TaskResult(job.task)
-        for trial in range(job.trials):
-            success, film = _run_episode(policy, environment, job, trial)
-            result.outcomes.append(success)
-            if film:
-                result.films.append(np.stack(film))
-        return result
-    finally:
-        environment.close()
+        return [_run_episode(self._policy, environment, job, trial) for trial in job.trials]
+
+    def close(self) -> None:
+        self._environments.close()
 
 
-def _run_episode(policy: Policy, environment: Any, job: _Job, trial: int) -> tuple[bool, list[NDArray[np.uint8]]]:
+def _run_episode(policy: Policy, environment: RobotEnvironment, job: _Job, trial: int) -> _Episode:
     start_seed = job.seed * 100_003 + trial
     observation, info = environment.reset(seed=start_seed)
     session = policy.new_session(start_seed)
@@ -187,7 +214,7 @@ def _run_episode(policy: Policy, environment: Any, job: _Job, trial: int) -> tup
         step += 1
     if film:
         film.append(environment.render())
-    return success, film
+    return _Episode(job.task, trial, success, np.stack(film) if film else None)
 
 
 class BlankImages(Mapping[str, NDArray[np.uint8]]):

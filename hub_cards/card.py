@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from ..configuration.embodiment import Embodiment
+from .checkpoints import CardKind, is_hub_id
 from .intervals import wilson_interval
 from .privacy import private_findings, scrub
 from .report import format_value
-
-CardKind = Literal["action-prior", "vla"]
+from .versions import installed_versions
 
 CARD_FILE = "README.md"
 LIBRARY = "priorvla"
 TEMPLATES = Path(__file__).parent / "templates"
 KIND_TEMPLATES = {"action-prior": "action_prior.md", "vla": "vla.md"}
 KIND_TITLES = {"action-prior": "Action prior", "vla": "Vision-language-action policy"}
-KIND_OF_MODEL_TYPE: dict[str, CardKind] = {"priorvla_action_prior": "action-prior", "priorvla": "vla"}
-VERSIONED = ("priorvla", "torch", "transformers", "diffusers", "numpy")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
@@ -88,7 +83,7 @@ def create_card(
         eval_results=_eval_results(scrub(dict(evaluation or {})), tasks) if tasks else None,
     )
     recipe = scrub(dict(training or {}))
-    versions = recipe.pop("versions", None) or _installed_versions()
+    versions = recipe.pop("versions", None) or installed_versions()
     body = _render(
         KIND_TEMPLATES[kind],
         title=title,
@@ -131,15 +126,6 @@ def load_card(source: str | Path) -> ModelCard:
     if isinstance(source, str) and is_hub_id(source):
         return ModelCard.load(source)
     raise FileNotFoundError(f"{path}: no model card there, pass a checkpoint's folder or a Hub id such as 'owner/name'")
-
-
-def require_checkpoint(source: str | Path, what: str) -> None:
-    """Raises FileNotFoundError naming `what` when `source` is neither a checkpoint folder nor like a Hub id."""
-    folder = Path(source)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{what} {folder / 'config.json'} is missing: this folder holds no checkpoint")
-    if not folder.is_dir() and not is_hub_id(str(source)):
-        raise FileNotFoundError(f"{what} {source} does not exist: give a checkpoint's folder or a Hub id (owner/name)")
 
 
 def validate_card(card: ModelCard) -> None:
@@ -266,27 +252,6 @@ def _split_sources(sources: Sequence[str]) -> tuple[list[str], list[str]]:
     return on_hub, local
 
 
-def is_hub_id(text: str) -> bool:
-    """Whether `text` has the form `owner/name` of a repository."""
-    if text.count("/") != 1 or text.startswith((".", "~", "/")):
-        return False
-    try:
-        validate_repo_id(text)
-    except HFValidationError:
-        return False
-    return True
-
-
-def _installed_versions() -> dict[str, str]:
-    versions = {}
-    for package in VERSIONED:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
-
-
 def _render(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -305,4 +270,4 @@ def _table_cell(value: Any) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
-__all__ = ["CardKind", "create_card", "is_hub_id", "load_card", "require_checkpoint", "validate_card"]
+__all__ = ["create_card", "load_card", "validate_card"]

@@ -11,8 +11,9 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
 
 from ..configuration.embodiment import load_embodiments
+from .checkpoints import KIND_OF_MODEL_TYPE
 
-KINDS = {"priorvla_action_prior": "action prior (rung 1: motion)", "priorvla": "vision-language-action policy (rung 3)"}
+DESCRIPTIONS = {"action-prior": "action prior (rung 1: motion)", "vla": "vision-language-action policy (rung 3)"}
 
 
 def describe_checkpoint(source: str | Path) -> str:
@@ -33,9 +34,11 @@ def describe_checkpoint(source: str | Path) -> str:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: {source} is no checkpoint folder")
     config = json.loads(file.read_text(encoding="utf-8"))
-    if config.get("model_type") not in KINDS:
-        raise ValueError(f"{file}: model_type {config.get('model_type')!r} is not one of {', '.join(KINDS)}")
-    lines = [f"{source}: {KINDS[config['model_type']]}", *_architecture(config), *_weights(folder)]
+    kind = KIND_OF_MODEL_TYPE.get(config.get("model_type"))
+    if kind is None:
+        known = ", ".join(KIND_OF_MODEL_TYPE)
+        raise ValueError(f"{file}: model_type {config.get('model_type')!r} is not one of {known}")
+    lines = [f"{source}: {DESCRIPTIONS[kind]}", *_architecture(config), *_weights(folder)]
     lines += [_embodiment_line(embodiment) for embodiment in load_embodiments(folder)]
     metrics = folder / "metrics.json"
     if metrics.is_file():

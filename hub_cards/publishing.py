@@ -13,7 +13,8 @@ from huggingface_hub import ModelCard
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..configuration.embodiment import EMBODIMENTS_FILE, Embodiment, save_embodiments
-from .card import CARD_FILE, KIND_OF_MODEL_TYPE, create_card, is_hub_id, load_card, validate_card
+from .card import CARD_FILE, create_card, load_card, validate_card
+from .checkpoints import KIND_OF_MODEL_TYPE, is_hub_id
 from .privacy import require_public
 
 

@@ -18,9 +18,9 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
+from ..configuration.backbone_reference import require_backbone_reference
 from .packaged_backbones import packaged_backbone_folder
 
-BACKBONE_SOURCES = ("hub", "package")
 BACKBONE_FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
 
 
@@ -225,7 +225,7 @@ def describe_backbone(
     Besides what `load_backbone` reads it tells the sizes a model must be built for: `vision_hidden_size`,
     `text_hidden_size`, `image_size`, `tokens_per_image`. Raises ValueError when `name` is a path or `source` unknown.
     """
-    _check_source(source, name)
+    require_backbone_reference({"source": source, "name": name})
     folder = Path(path)
     config: Any = _read_config(folder)
     image_size = _image_size(folder, config)
@@ -259,24 +259,9 @@ def weights_sha256(folder: str | os.PathLike[str]) -> str:
 
 
 def _resolve(reference: dict[str, Any]) -> str | Path:
-    missing = [key for key in ("source", "name") if key not in reference]
-    if missing:
-        raise ValueError(
-            f"config.backbone has no {missing[0]!r}: it needs source ({', '.join(BACKBONE_SOURCES)}) and name"
-        )
-    source, name = reference["source"], reference["name"]
-    _check_source(source, name)
-    return packaged_backbone_folder(name) if source == "package" else name
-
-
-def _check_source(source: str, name: str) -> None:
-    if source not in BACKBONE_SOURCES:
-        raise ValueError(f"backbone source {source!r} is unknown, use one of: {', '.join(BACKBONE_SOURCES)}")
-    if Path(name).is_absolute() or name.startswith((".", "~")):
-        raise ValueError(
-            f"backbone name {name!r} is a path of one machine: name a Hub repository or a packaged backbone in the "
-            "config, and pass the folder as backbone=... when loading"
-        )
+    require_backbone_reference(reference)
+    name: str = reference["name"]
+    return packaged_backbone_folder(name) if reference["source"] == "package" else name
 
 
 def _require_same_weights(reference: dict[str, Any], found: str | None, override: object) -> None:

@@ -113,9 +113,10 @@ class PriorVLAModel(MotionPreTrainedModel):
 
         Args:
             prior: a model, or the folder or Hub id of one.
-            config: what is not the prior's (fusion, backbone, ...). Its expert, encoder and flow fields are replaced by
-                the prior's, so that shapes cannot disagree. Default: `PriorVLAConfig()`.
-            config_overrides: fields of `PriorVLAConfig`, over `config`.
+            config: what is not the prior's (fusion, backbone, ...); its expert and encoder must be left as they are by
+                default, or be the prior's. Default: `PriorVLAConfig()`.
+            config_overrides: fields of `PriorVLAConfig`, over `config`. Without it, a field that both configs have
+                (times, scheduler, inference steps) is the prior's.
 
         Returns:
             The model, its `TransferReport` in `.transfer_report`.
@@ -127,8 +128,10 @@ class PriorVLAModel(MotionPreTrainedModel):
         )
         if not isinstance(prior, nn.Module):
             prior = ActionPriorModel.from_pretrained(prior)
+        if clash := {"expert", "encoder"} & set(config_overrides):
+            raise ValueError(f"{min(clash)} cannot be given: a policy from a prior has the prior's own")
         base = config.to_dict() if config is not None else {}
-        model = cls(PriorVLAConfig.from_dict({**base, **config_overrides, **inherited_fields(prior.config)}))
+        model = cls(PriorVLAConfig.from_dict({**base, **inherited_fields(prior.config), **config_overrides}))
         model.transfer_report = transfer_parameters(prior, model, name)
         return model
 
@@ -211,7 +214,8 @@ class PriorVLAModel(MotionPreTrainedModel):
 
         With `use_history` and a history given, L_pred and L_align are averaged over a pass with it and one without, so
         that the policy cannot lean on copying its past. Noise and times are shared by all terms (our choice: less
-        variance between them).
+        variance between them). L_recon is told z as it is, without Stage 1's noise (our choice: here the expert also
+        follows z', whose error is noise enough).
         """
         vision, language = self.encode_observation(**observation)
         latents = [self.predict_latent(vision, language, state, embodiment_ids)]

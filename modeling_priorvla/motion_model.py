@@ -137,17 +137,20 @@ class MotionPreTrainedModel(PreTrainedModel):
         action_mask: Tensor | None = None,
         scheduler: dict[str, Any] | None = None,
     ) -> Tensor:
-        """Integrates a chunk (B, H, D) from noise with the expert's velocity; entries that are not real are zero."""
+        """Integrates a chunk (B, H, D) from noise with the expert's velocity; entries that are not real are zero.
+
+        Noise is drawn on the generator's device (without one, on the CPU) and moved, so that a seed means one chunk.
+        """
         expert = self.config.expert
         shape = (len(embodiment_ids), expert.chunk_size, expert.action_dim)
         if noise is None:
-            noise = torch.randn(shape, device=embodiment_ids.device, generator=generator)
+            noise = torch.randn(shape, device=generator.device if generator else None, generator=generator)
         elif noise.shape != shape:
             raise ValueError(f"noise has shape {tuple(noise.shape)}, this model draws chunks of shape {shape}")
         mask = self.real_entries(embodiment_ids, expert.chunk_size, action_mask)
         actions = integrate(
             lambda x, tau: self.expert(x, tau, embodiment_ids, context, mask),
-            noise,
+            noise.to(embodiment_ids.device),
             scheduler=scheduler or self.config.scheduler,
             num_inference_steps=num_inference_steps or self.config.num_inference_steps,
             prefix_actions=prefix_actions,

@@ -114,7 +114,8 @@ def save_policy(tiny_backbone: Path, tiny_fields: dict[str, Any]) -> Callable[..
     """`(folder, embodiments, **config_fields)` saves an untrained policy, in which every path has an effect."""
     import torch
 
-    from priorvla.configuration.configuration_priorvla import BACKBONE_KEYS, PriorVLAConfig
+    from priorvla.configuration.backbone_reference import BACKBONE_KEYS
+    from priorvla.configuration.configuration_priorvla import PriorVLAConfig
     from priorvla.modeling_priorvla.backbone import describe_backbone
     from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
     from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor

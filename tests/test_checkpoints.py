@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoProcessor, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
 import priorvla  # noqa: F401, teaches the Auto classes
+from priorvla.configuration.backbone_reference import BACKBONE_KEYS
 from priorvla.configuration.configuration_action_prior import ActionPriorConfig
-from priorvla.configuration.configuration_priorvla import BACKBONE_KEYS, PriorVLAConfig
+from priorvla.configuration.configuration_priorvla import PriorVLAConfig
 from priorvla.deployment.policy import PriorVLAPolicy
 from priorvla.modeling_priorvla.backbone import DualEncoderBackbone, describe_backbone, weights_sha256
 from priorvla.modeling_priorvla.modeling_action_prior import ActionPriorModel

@@ -106,17 +106,45 @@ def test_a_command_must_be_named_and_known(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ("train --dataset a/b --output-dir x --control", "--prior"),
+        ("train --dataset a/b --output-dir x --prior /no/where", "--prior /no/where does not exist"),
+        ("pretrain --dataset /no/where --output-dir x", "--dataset /no/where does not exist"),
+        ("pretrain --dataset a/b:heavy --output-dir x", "'heavy' after ':' is not a number"),
+        ("evaluate /no/where --tasks reach --output-dir x", "checkpoint /no/where does not exist"),
+        ("evaluate a/b --tasks reach --output-dir x --trials 0", "--trials 0 must be at least 1"),
+        ("info /no/where", "/no/where does not exist"),
+    ],
+)
+def test_a_wrong_argument_is_found_without_loading_any_deep_learning(arguments, message, tmp_path):
+    code = (
+        "import sys; from priorvla.cli import main; status = main(sys.argv[1:]); "
+        "print(status, sorted({'torch', 'transformers', 'diffusers', 'accelerate', 'matplotlib'} & {*sys.modules}))"
+    )
+    command = [sys.executable, "-c", code, *arguments.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 []"
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (["collect", "--output-dir", "x"], "--tasks is missing"),
         (["collect", "--tasks", "reach"], "--output-dir is missing"),
         (["pretrain", "--output-dir", "x"], "--dataset is missing"),
         (["train", "--dataset", "x"], "--output-dir is missing"),
         (["evaluate", "x", "--output-dir", "x"], "--tasks is missing"),
         (["evaluate", "x", "--output-dir", "x", "--tasks", "drawer-opne"], "'drawer-opne' is unknown, did you mean"),
+        (["evaluate", "x", "--output-dir", "x", "--tasks", "reach", "reach"], "'reach' is named twice"),
+        (
+            ["evaluate", "a/x", "--output-dir", "x", "--tasks", "reach", "--films", "-1"],
+            "--films -1 must be at least 0",
+        ),
         (["collect", "--output-dir", "x", "--tasks", "reach", "--env", "matrix"], "no simulator 'matrix'"),
-        (["train", "--dataset", "x", "--output-dir", "x", "--control"], "name that prior with --prior"),
+        (["train", "--dataset", "a/x", "--output-dir", "x", "--control"], "name that prior with --prior"),
         (["pretrain", "--dataset", "x", "--output-dir", "x", "--max-steps", "0"], "--max-steps 0 must be at least 1"),
         (["pretrain", "--dataset", "x", "--output-dir", "x", "--holdout", "1"], "--holdout 1.0 must be in [0, 1)"),
-        (["pretrain", "--dataset", "x", "--output-dir", "nowhere", "--resume"], "checkpoint-* to continue from"),
+        (["pretrain", "--dataset", "a/x", "--output-dir", "nowhere", "--resume"], "checkpoint-* to continue from"),
         (["pretrain", "--dataset", "/no/where", "--output-dir", "x"], "/no/where does not exist"),
         (["info", "/no/where"], "/no/where does not exist: pass a checkpoint's folder or its Hub id"),
         (["pretrain", "--config", "nowhere"], "nowhere is neither a file nor a shipped recipe (action_prior_small"),
@@ -183,8 +211,8 @@ def test_numbers_in_scientific_notation_are_numbers_in_a_recipe(recipe, tmp_path
 @pytest.mark.parametrize("name", list_recipes())
 def test_a_shipped_recipe_is_found_by_its_name_and_every_key_of_it_is_known(name, fails, tmp_path):
     command = "pretrain" if name.startswith("action_prior") else "train"
-    status, said = fails(command, "--config", name, "--dataset", "/no/where", "--output-dir", tmp_path / "run")
-    assert status == 2 and "/no/where does not exist" in said  # the fields are checked before data is read
+    status, said = fails(command, "--config", name, "--dataset", tmp_path, "--output-dir", tmp_path / "run")
+    assert status == 2 and "info.json" in said  # the fields are checked before data is read
 
 
 def test_work_that_fails_ends_with_status_1_and_ctrl_c_with_130(fails, capsys, tmp_path, monkeypatch):
@@ -199,8 +227,24 @@ def test_work_that_fails_ends_with_status_1_and_ctrl_c_with_130(fails, capsys, t
 
     monkeypatch.setattr("priorvla.deployment.demonstrations.record_demonstration", interrupt)
     assert main(command) == 130
-    assert "--resume" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "stopped. No dataset was written" in said and "--resume" not in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stopped_training_says_how_it_goes_on(dataset, capsys, tmp_path, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("priorvla.training.pretrain.load_sources", interrupt)
+    command = ["pretrain", "--dataset", str(dataset), "--output-dir", str(tmp_path / "run"), "--device", "cpu"]
+    assert main(command) == 130
+    said = capsys.readouterr().err
+    assert "the same command starts again" in said and "--resume" not in said
+    (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint-5" / "trainer_state.json").write_text("{}")
+    assert main([*command, "--resume"]) == 130
+    assert "goes on with the same command and --resume" in capsys.readouterr().err
 
 
 def test_a_traceback_is_shown_where_it_is_asked_for(monkeypatch):

@@ -13,6 +13,7 @@ if find_spec("metaworld") is None:
 from priorvla.deployment.collect import collect, load_collection_summary
 from priorvla.deployment.environments import make_environment
 from priorvla.training.data.lerobot_reader import load_trajectories
+from priorvla.training.data.lerobot_writer import LeRobotDatasetWriter
 
 TASKS = ["handle-press", "coffee-button"]  # the experts' shortest
 
@@ -81,6 +82,23 @@ def test_two_processes_and_no_pictures_give_the_same_motion(dataset: Path, tmp_p
         assert one.task == two.task
     assert load_collection_summary(other).starts == load_collection_summary(dataset).starts
     assert sorted(path.name for path in tmp_path.iterdir()) == ["motion"]
+
+
+def test_the_same_call_gives_the_same_dataset_byte_for_byte(dataset: Path, tmp_path: Path) -> None:
+    again = collect(tmp_path / "again", TASKS, 2, seed=5, num_workers=1, image_size=32)
+    assert load_trajectories(again, frames=True).fingerprint == load_trajectories(dataset, frames=True).fingerprint
+
+
+def test_a_collection_that_is_stopped_before_its_summary_leaves_no_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LeRobotDatasetWriter, "add_file", stop)
+    with pytest.raises(KeyboardInterrupt):
+        collect(tmp_path / "none", TASKS[:1], 1, num_workers=1, images=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_task_alone_gives_the_same_demonstrations_as_among_others(dataset: Path, tmp_path: Path) -> None:

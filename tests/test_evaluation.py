@@ -1,6 +1,7 @@
 """Closed-loop evaluation on real Meta-World: an expert succeeds, chance fails, and everybody meets the same starts."""
 
 import json
+import os
 from functools import partial
 from importlib.util import find_spec
 
@@ -13,7 +14,7 @@ if find_spec("metaworld") is None:
 from priorvla.deployment.environments import make_environment
 from priorvla.deployment.environments.metaworld_env import metaworld_embodiment
 from priorvla.deployment.evaluate import evaluate_checkpoint
-from priorvla.deployment.evaluation import evaluate_policy, save_films
+from priorvla.deployment.evaluation import _Job, _Worker, evaluate_policy, save_films
 from priorvla.deployment.policy import RandomPolicy
 
 TASK = "drawer-close"
@@ -112,6 +113,27 @@ def test_two_processes_give_what_one_gives():
             np.testing.assert_array_equal(one, two)
 
 
+def test_the_trials_of_one_task_are_shared_by_processes_in_the_order_of_their_starts(monkeypatch):
+    options = {"trials": 5, "films_per_task": 3, "environment_options": SHORT}
+    alone = evaluate_policy(RandomPolicy(BODY), [TASK], **options)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    shared = evaluate_policy(partial(RandomPolicy, BODY), [TASK], num_workers=2, **options)
+    assert dict(os.environ) == before
+    assert shared.tasks[TASK].outcomes == alone.tasks[TASK].outcomes
+    assert len(shared.tasks[TASK].films) == len(alone.tasks[TASK].films) == 3
+    for one, two in zip(alone.tasks[TASK].films, shared.tasks[TASK].films, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_trial_does_not_depend_on_the_trials_before_it(expert):
+    # each in an environment of its own
+    for trial, film in enumerate(expert.tasks[TASK].films):
+        job = _Job("metaworld", {}, TASK, 0, range(trial, trial + 1), 2, False)
+        (episode,) = _Worker(ExpertPolicy(TASK)).run(job)
+        assert episode.success and (episode.film == film).all()
+
+
 def test_a_policy_that_cannot_be_made_in_a_process_says_why():
     with pytest.raises(ValueError, match="'metaworld_sawyer' has no action statistics"):
         evaluate_policy(partial(RandomPolicy, metaworld_embodiment()), [TASK], num_workers=2)
@@ -141,6 +163,8 @@ def test_a_policy_of_another_body_is_refused_by_both_names(bodies):
 def test_unknown_tasks_and_simulators_are_refused():
     with pytest.raises(ValueError, match="'drawer-opne'"):
         evaluate_policy(RandomPolicy(BODY), ["drawer-opne"])
+    with pytest.raises(ValueError, match="'reach' is named twice"):
+        evaluate_policy(RandomPolicy(BODY), ["reach", "reach"])
     with pytest.raises(ValueError, match="no simulator 'matrix'"):
         evaluate_policy(RandomPolicy(BODY), [TASK], environment="matrix")
 
@@ -165,9 +189,11 @@ def test_a_checkpoints_report_is_for_programs_and_for_people(save_policy, tiny_b
         low, high = entry["interval"]
         assert 0 <= low < high <= 1
     assert report["tasks"][TASK]["outcomes"] == result.tasks[TASK].outcomes
+    assert report["checkpoint"] == "policy"
     assert report["kind"] == "evaluation" and report["seed"] == 0 and report["max_episode_steps"] == 8
     assert {"priorvla", "torch", "transformers", "diffusers"} <= report["versions"].keys()
     page = (tmp_path / "report" / "report.html").read_text()
+    assert str(tmp_path) not in page and str(tmp_path) not in json.dumps(report)
     assert TASK in page and "<video" in page and "http" + "://" not in page.replace("http://www.w3.org", "")
     assert len(list((tmp_path / "report" / "films").iterdir())) == 1
     with pytest.raises(ValueError, match="already has a report"):

@@ -426,6 +426,16 @@ def test_a_vla_from_a_prior_has_its_every_weight_and_says_so():
     assert vla.config.expert.to_dict() == prior.config.expert.to_dict()
 
 
+def test_a_vla_from_a_prior_inherits_its_sampling_unless_told_otherwise():
+    prior = make_prior(num_inference_steps=3, time_distribution="uniform")
+    inherited = PriorVLAModel.from_action_prior(prior, **VLA).config
+    told = PriorVLAModel.from_action_prior(prior, **VLA, num_inference_steps=9).config
+    assert (inherited.num_inference_steps, inherited.time_distribution) == (3, "uniform")
+    assert (told.num_inference_steps, told.time_distribution) == (9, "uniform")
+    with pytest.raises(ValueError, match="encoder cannot be given"):
+        PriorVLAModel.from_action_prior(prior, **VLA, encoder=ENCODER)
+
+
 def test_a_vlas_expert_fed_a_latent_is_the_priors_decoder():
     prior, ids, noise = make_prior(), torch.tensor([0, 1, 0]), fixed_draws()["noise"]
     vla = PriorVLAModel.from_action_prior(prior, **VLA).eval()

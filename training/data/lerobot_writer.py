@@ -38,6 +38,7 @@ from .lerobot_statistics import image_histogram, image_statistics, vector_statis
 from .trajectory import require_finite
 
 CHUNK_FILES = 1000  # files a chunk folder, LeRobot's default
+OWN_FILES = (INFO_FILE, STATS_FILE, TASKS_FILE, EMBODIMENT_FILE, EPISODES_PATH.format(chunk_index=0, file_index=0))
 PNG_COMPRESSION = 1  # of 0-9: three times as fast as Pillow's default, a few per cent larger
 
 
@@ -127,6 +128,25 @@ class LeRobotDatasetWriter:
             self.abort()
             raise
         return len(self) - 1
+
+    def add_file(self, name: str, text: str) -> None:
+        """Puts a file of one's own, for example `meta/origin.json`, into the dataset; it appears with the rest of it.
+
+        What lies in `meta/` or `data/` counts in the dataset's fingerprint: leave out what changes from run to run.
+
+        Raises:
+            ValueError: the writer is closed, `name` leads out of the dataset, or is that of a file which is there or
+                which the writer makes.
+        """
+        place = self._staged.path / name
+        if self._closed:
+            raise ValueError(f"{self.root}: the writer is closed, no file can be added")
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{self.root}: file {name!r} is outside of the dataset: name it relative to its root")
+        if place.exists() or Path(name).as_posix() in OWN_FILES:
+            raise ValueError(f"{self.root}: the dataset has a file {name!r} already: choose another name")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text, encoding="utf-8")
 
     def finalize(self) -> Path:
         """Adds metadata and statistics, moves the dataset to `root`, returns it. Raises ValueError without episodes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from ...configuration.embodiment import Embodiment
+from ...configuration.embodiment import Embodiment, NormalizationMode
 from .trajectory import Trajectory, TrajectorySource
+
+# What data and checkpoint must agree on for a body's numbers to mean the same, dims first: they tell the most.
+BODY_KEYS = ("action_dim", "state_dim", "action_names", "state_names", "control_rate", "action_kinds", "gripper_dims")
+NORMALIZATION_KEYS = ("action_normalization", "state_normalization", "minimum_range")  # and datasets with each other
+SHOWN_ENTRIES = 8  # of a list in an error
 
 
 class TrajectoryDataset(Dataset):
@@ -34,8 +40,8 @@ class TrajectoryDataset(Dataset):
     for.
 
     Raises:
-        ValueError: no source, a source of an embodiment that is not in `embodiments` or has other dims, a weight that
-            is not positive.
+        ValueError: no source, a source of an embodiment that is not in `embodiments` or describes it differently
+            (dims, names, rate, kinds of action, gripper), a weight that is not positive.
     """
 
     def __init__(
@@ -171,23 +177,43 @@ class MixtureSampler(Sampler[int]):
 def fit_embodiments(sources: Sequence[TrajectorySource]) -> list[Embodiment]:
     """The sources' embodiments, in order of first appearance, with statistics over all steps of all their sources.
 
-    Raises ValueError when two sources describe an embodiment of one name differently.
+    Raises ValueError when two sources describe an embodiment of one name differently, by key and both values.
     """
+    cameras = cameras_by_embodiment(sources)
     fitted: dict[str, Embodiment] = {}
     for source in sources:
         known = fitted.setdefault(source.embodiment.name, source.embodiment)
-        if (difference := _difference(known, source.embodiment)) is not None:
+        if (difference := _difference(known, source.embodiment, (*BODY_KEYS, *NORMALIZATION_KEYS))) is not None:
             key, ours, theirs = difference
             raise ValueError(
-                f"{source.root}: embodiment {known.name!r} has {key}={theirs!r}, another source has {ours!r}: give one "
+                f"{source.root}: embodiment {known.name!r} has {key}={theirs}, another source has {ours}: give one "
                 "of them another name"
             )
     for name, embodiment in fitted.items():
         own = [trajectory for source in sources if source.embodiment.name == name for trajectory in source.trajectories]
         states = np.concatenate([trajectory.states for trajectory in own])
         actions = np.concatenate([trajectory.actions for trajectory in own])
-        fitted[name] = embodiment.with_statistics(states, actions)
+        fitted[name] = replace(embodiment, cameras=cameras[name]).with_statistics(states, actions)
     return list(fitted.values())
+
+
+def cameras_by_embodiment(sources: Sequence[TrajectorySource]) -> dict[str, list[str]]:
+    """The cameras of every embodiment, by its name; a source that has none (motion alone) agrees with every other.
+
+    Raises ValueError when two sources of one embodiment have different cameras, or the same in another order.
+    """
+    cameras: dict[str, list[str]] = {}
+    for source in sources:
+        name, theirs = source.embodiment.name, source.embodiment.cameras
+        known = cameras.get(name) or theirs
+        if theirs and theirs != known:
+            raise ValueError(
+                f"{source.root}: embodiment {name!r} has cameras={theirs!r}, another source has {known!r}: every "
+                "camera has its slot in the model, so write both datasets with the same cameras in the same order, or "
+                "give one body another name"
+            )
+        cameras[name] = known
+    return cameras
 
 
 def expert_dims(embodiments: Sequence[Embodiment]) -> dict[str, Any]:
@@ -221,21 +247,33 @@ def _embodiment_ids(source: TrajectorySource, embodiments: Sequence[Embodiment])
     if theirs.name not in names:
         raise ValueError(f"{source.root}: embodiment {theirs.name!r} is not among the checkpoint's {', '.join(names)}")
     ours = embodiments[names.index(theirs.name)]
-    if (difference := _difference(ours, theirs)) is not None:
+    if (difference := _difference(ours, theirs, BODY_KEYS)) is not None:
         key, expected, found = difference
         raise ValueError(
-            f"{source.root}: embodiment {theirs.name!r} has {key}={found!r}, the checkpoint was trained with "
-            f"{expected!r}: use data of the same body, or give this one another name"
+            f"{source.root}: embodiment {theirs.name!r} has {key}={found}, the checkpoint was trained with "
+            f"{expected}: use data of the same body, or give this one another name"
         )
     return np.full(len(source), names.index(theirs.name))
 
 
-def _difference(ours: Embodiment, theirs: Embodiment) -> tuple[str, Any, Any] | None:
-    """The first thing in which two descriptions of one body disagree: key, ours, theirs."""
-    for key in ("action_dim", "state_dim", "control_rate", "action_kinds"):
-        if getattr(ours, key) != getattr(theirs, key):
-            return key, getattr(ours, key), getattr(theirs, key)
+def _difference(ours: Embodiment, theirs: Embodiment, keys: Sequence[str]) -> tuple[str, str, str] | None:
+    """The first of `keys` in which two descriptions of one body disagree, and the two values, as an error shows them.
+
+    Of long lists of one length only the first entry that differs is shown.
+    """
+    for key in keys:
+        mine, other = getattr(ours, key), getattr(theirs, key)
+        if mine == other:
+            continue
+        if isinstance(mine, list) and isinstance(other, list) and len(mine) == len(other) > SHOWN_ENTRIES:
+            index = next(index for index, pair in enumerate(zip(mine, other, strict=True)) if pair[0] != pair[1])
+            key, mine, other = f"{key}[{index}]", mine[index], other[index]
+        return key, _shown(mine), _shown(other)
     return None
+
+
+def _shown(value: Any) -> str:
+    return repr(value.value if isinstance(value, NormalizationMode) else value)
 
 
 def whole_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -243,4 +281,12 @@ def whole_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return batch
 
 
-__all__ = ["MixtureSampler", "TrajectoryDataset", "expert_dims", "fit_embodiments", "split_episodes", "whole_batch"]
+__all__ = [
+    "MixtureSampler",
+    "TrajectoryDataset",
+    "cameras_by_embodiment",
+    "expert_dims",
+    "fit_embodiments",
+    "split_episodes",
+    "whole_batch",
+]

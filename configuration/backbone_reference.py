@@ -1,0 +1,29 @@
+"""How a checkpoint names its frozen backbone: by where everybody finds it, never by a path of one machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+BACKBONE_KEYS = ("source", "name", "revision", "sha256", "dtype")
+BACKBONE_SOURCES = ("hub", "package")
+
+_PATH = re.compile(r"[/.~]|[A-Za-z]:|.*\\")
+
+
+def require_backbone_reference(reference: Mapping[str, Any]) -> None:
+    """Raises ValueError with the remedy when `source` is not one of BACKBONE_SOURCES or `name` is missing or a path."""
+    if missing := [key for key in ("source", "name") if reference.get(key) is None]:
+        raise ValueError(f"backbone has no {missing[0]!r}: it needs source ({', '.join(BACKBONE_SOURCES)}) and name")
+    source, name = reference["source"], reference["name"]
+    if source not in BACKBONE_SOURCES:
+        raise ValueError(f"backbone source={source!r} is unknown, use {' or '.join(BACKBONE_SOURCES)}")
+    if not isinstance(name, str) or not name or _PATH.match(name):
+        raise ValueError(
+            f"backbone name={name!r} must be a Hub id or a packaged backbone's name, never a path of one machine: pass "
+            "a folder as backbone=... when loading"
+        )
+
+
+__all__ = ["BACKBONE_KEYS", "BACKBONE_SOURCES", "require_backbone_reference"]

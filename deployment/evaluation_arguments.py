@@ -1,0 +1,56 @@
+"""The arguments of `evaluate`, checked before anything heavy is loaded: this module imports no deep learning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..hub_cards.checkpoints import require_checkpoint
+from ..training.run_options import require_device
+from .environments.registry import require_tasks
+
+REPORT_FILE = "report.json"
+DEVICES = ("cpu", "cuda")
+
+
+def check_evaluation(
+    checkpoint: str,
+    env: str,
+    tasks: Sequence[str],
+    trials: int,
+    output_dir: Path,
+    *,
+    execute_steps: int | None = None,
+    max_episode_steps: int = 200,
+    films: int = 1,
+    workers: int = 1,
+    seed: int = 0,
+    device: str = "cpu",
+) -> None:
+    """Checks what `evaluate_checkpoint` takes (torch is loaded for `device="cuda"` alone).
+
+    Raises:
+        ValueError: naming the option and its value: a number out of range, an unknown simulator, task or device, a task
+            named twice, an `output_dir` that has a report or is a file.
+        FileNotFoundError: `checkpoint` is neither a checkpoint's folder nor like a Hub id.
+    """
+    for name, value, least in (
+        ("--trials", trials, 1),
+        ("--workers", workers, 1),
+        ("--max-episode-steps", max_episode_steps, 1),
+        ("--execute-steps", 1 if execute_steps is None else execute_steps, 1),
+        ("--films", films, 0),
+        ("--seed", seed, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name} {value} must be at least {least}")
+    require_tasks(env, tasks)
+    require_checkpoint(checkpoint, "checkpoint")
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"--output-dir {output_dir} is a file: name a folder")
+    if (output_dir / REPORT_FILE).exists():
+        raise ValueError(f"--output-dir {output_dir} already has a report: choose another folder")
+    require_device(device, DEVICES)
+
+
+__all__ = ["DEVICES", "REPORT_FILE", "check_evaluation"]

