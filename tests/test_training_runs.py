@@ -20,7 +20,7 @@ from priorvla.modeling_priorvla.modeling_action_prior import ActionPriorModel
 from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from priorvla.training.data.lerobot_reader import load_trajectories
-from priorvla.training.pretrain import pretrain_action_prior
+from priorvla.training.pretrain import pretrain_action_prior, reconstruction_errors
 from priorvla.training.run_options import RunOptions, VLAOptions, split_weight
 from priorvla.training.train import train_vla
 
@@ -249,8 +249,10 @@ class PressControlC(TrainerCallback):
             signal.raise_signal(signal.SIGINT)
 
 
-def test_control_c_leaves_a_run_that_goes_on_as_if_nothing_had_been(motion, prior, tmp_path, monkeypatch):
+def test_control_c_leaves_a_run_that_goes_on_as_if_nothing_had_been(motion, prior, tmp_path, monkeypatch, request):
     options = prior_options(motion, tmp_path / "run", training={**TRAINING, "save_steps": 2})
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with monkeypatch.context() as patch:
         patch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", [*DEFAULT_CALLBACKS, PressControlC])
         with pytest.raises(KeyboardInterrupt):
@@ -265,6 +267,28 @@ def test_control_c_leaves_a_run_that_goes_on_as_if_nothing_had_been(motion, prio
     assert all(torch.equal(resumed[name], value) for name, value in uninterrupted.items())
     assert (tmp_path / "run" / "metrics.json").read_text() == (prior / "metrics.json").read_text()
     assert training_log(tmp_path / "run") == training_log(prior)
+
+
+def test_a_training_that_had_all_its_steps_is_resumed_without_another(motion, tmp_path):
+    run = tmp_path / "prior"
+    settings = {"max_steps": 3, "training": {**TRAINING, "save_steps": 3}}
+    pretrain_action_prior(prior_options(motion, run, **settings))
+    whole = weights_in(run)
+    for name in ("metrics.json", "model.safetensors"):  # stopped between the last checkpoint and the end
+        (run / name).unlink()
+    trainer = pretrain_action_prior(prior_options(motion, run, **settings, resume=True))
+    assert trainer.state.global_step == 3
+    assert all(torch.equal(value, whole[name]) for name, value in weights_in(run).items())
+    assert (run / "metrics.json").is_file()
+
+
+def test_the_metrics_of_a_prior_are_those_of_the_weights_that_were_saved(motion, tmp_path):
+    trainer = pretrain_action_prior(prior_options(motion[:1], tmp_path / "prior"))
+    metrics = json.loads((tmp_path / "prior" / "metrics.json").read_text())
+    trainer.average = None
+    trainer.model = ActionPriorModel.from_pretrained(tmp_path / "prior")
+    again = reconstruction_errors(trainer, trainer.eval_dataset)
+    assert again == pytest.approx({name: metrics[name] for name in again})
 
 
 def test_a_vla_resumes_through_its_options_to_the_bit(make_vla, prior, folder):

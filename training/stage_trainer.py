@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..hub_cards.card import CARD_FILE, create_card
 from ..hub_cards.checkpoints import KIND_OF_MODEL_TYPE
@@ -78,10 +79,19 @@ class StageTrainer(Trainer):
         if self.average is not None:
             self.add_callback(_AverageAfterStep(self.average))
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's; seeded here too, so that what was drawn since the Trainer was made does not change the run."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As Trainer's; seeded here too, so that what was drawn since the Trainer was made does not change the run.
+
+        Resuming from a checkpoint that has all its steps only loads it: Trainer's loop would take one more.
+        """
         set_seed(self.args.seed)
-        return super().train(*args, **kwargs)
+        if isinstance(resume_from_checkpoint, str):
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
+            if state.global_step >= self.args.max_steps > 0:
+                self._load_from_checkpoint(resume_from_checkpoint)
+                self.state = state
+                return TrainOutput(state.global_step, math.nan, {})
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def compute_loss(
         self,
