@@ -79,7 +79,7 @@ class StageTrainer(Trainer):
         if self.average is not None:
             self.add_callback(_AverageAfterStep(self.average))
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As Trainer's; seeded here too, so that what was drawn since the Trainer was made does not change the run.
 
         Resuming from a checkpoint that has all its steps only loads it: Trainer's loop would take one more.
@@ -91,7 +91,7 @@ class StageTrainer(Trainer):
                 self._load_from_checkpoint(resume_from_checkpoint)
                 self.state = state
                 return TrainOutput(state.global_step, math.nan, {})
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def compute_loss(
         self,
