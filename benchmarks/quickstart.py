@@ -222,8 +222,9 @@ class Quickstart:
         write_json(self._result(name), result.to_dict())
 
     def _policy(self, arm: str, budget: int) -> Callable[[], PriorVLAPolicy]:
-        backbone = load_recipe(self.settings.vla_recipe).get("backbone", "")
-        where = backbone if Path(backbone).is_dir() else "auto"  # checkpoints do not say in which folder theirs was
+        backbone = load_recipe(self.settings.vla_recipe).get("backbone")
+        # a checkpoint names its backbone and never the folder that it was taken from
+        where = backbone if backbone and Path(backbone).is_dir() else "auto"
         return partial(PriorVLAPolicy.from_pretrained, str(self._checkpoint(arm, budget)), backbone=where)
 
     def _checkpoint(self, arm: str, budget: int) -> Path:

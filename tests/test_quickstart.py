@@ -110,6 +110,13 @@ def test_the_policys_recipe_saves_at_every_budget_and_removes_none(quickstart: A
     assert recipe == shipped
 
 
+def test_the_shipped_recipe_takes_its_backbone_from_what_the_checkpoint_names(quickstart: Any, tmp_path: Path) -> None:
+    run = quickstart.Quickstart(tmp_path, quickstart.Settings())
+    policy = run._policy("prior", 200)
+    assert policy.keywords == {"backbone": "auto"}
+    assert policy.args == (str(tmp_path / "policy-prior" / "checkpoint-200"),)
+
+
 def test_a_folder_with_a_run_of_other_settings_is_refused(quickstart: Any, tmp_path: Path) -> None:
     quickstart.Quickstart(tmp_path, quickstart.Settings())
     quickstart.Quickstart(tmp_path, quickstart.Settings())
