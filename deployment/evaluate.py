@@ -85,29 +85,22 @@ def evaluate_checkpoint(
     return result
 
 
-def success_table(results: dict[str, EvaluationResult]) -> tuple[list[str], list[list[Any]]]:
-    """Headers and rows, a task a row and one more for all, of results by arm, for `Report.table`."""
-    tasks = list(next(iter(results.values())).tasks)
-    rows: list[list[Any]] = []
-    for task in [*tasks, None]:
-        row: list[Any] = [task or "all tasks"]
-        for result in results.values():
-            values = result.tasks[task].to_dict() if task else result.to_dict()["overall"]
-            low, high = values["interval"]
-            row += [f"{values['successes']} / {values['trials']}", f"{low:.0%} to {high:.0%}"]
-        rows.append(row)
-    headers = ["task"]
-    for arm in results:
-        headers += [arm, "95 % interval"]
-    return headers, rows
+def _success_rows(result: EvaluationResult) -> list[list[str]]:
+    """A row a task, and one more for all: name, successes of trials, interval."""
+    counted = result.to_dict()
+    rows = []
+    for name, values in [*counted["tasks"].items(), ("all tasks", counted["overall"])]:
+        low, high = values["interval"]
+        rows.append([name, f"{values['successes']} / {values['trials']}", f"{low:.0%} to {high:.0%}"])
+    return rows
 
 
 def _write_report(result: EvaluationResult, settings: dict[str, Any], films: dict[str, list[Path]], file: Path) -> None:
     successes, trials = result.count()
     report = Report("Closed-loop evaluation", f"{successes} of {trials} episodes succeeded")
     report.section("Success")
-    headers, rows = success_table({"successes": result})
-    report.table(headers, rows, caption="Wilson intervals; every trial has a start of its own, decided by the seed.")
+    caption = "Wilson intervals; every trial has a start of its own, decided by the seed."
+    report.table(["task", "successes", "95 % interval"], _success_rows(result), caption)
     counts = {task: (outcome.successes, len(outcome.outcomes)) for task, outcome in result.tasks.items()}
     report.figure(success_by_task({"policy": counts}), caption="Success by task with 95 % intervals.")
     if films:
@@ -120,4 +113,4 @@ def _write_report(result: EvaluationResult, settings: dict[str, Any], films: dic
     report.write(file)
 
 
-__all__ = ["evaluate_checkpoint", "installed_versions", "success_table"]
+__all__ = ["evaluate_checkpoint", "installed_versions"]

@@ -1,4 +1,4 @@
-"""Pictures of rollouts for people: a film (MP4, or GIF where there is no H.264 encoder) and a strip of frames (PNG)."""
+"""Films of rollouts for people: MP4, or GIF where there is no H.264 encoder."""
 
 from __future__ import annotations
 
@@ -50,22 +50,6 @@ def write_video(path: str | Path, frames: NDArray[np.uint8], fps: float) -> Path
     return target
 
 
-def write_frame_strip(path: str | Path, frames: NDArray[np.uint8], count: int = 6) -> Path:
-    """Writes `count` frames, evenly spaced from first to last of `frames` (T, h, w, 3), side by side as a PNG."""
-    _check(frames)
-    if count < 1:
-        raise ValueError(f"a strip needs at least one frame, got count={count}")
-    chosen = np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)
-    target = Path(path).with_suffix(".png")
-    partial = _partial(target)
-    try:
-        Image.fromarray(np.concatenate(frames[chosen], axis=1)).save(partial, "PNG")
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return target
-
-
 def _write_gif(target: Path, frames: NDArray[np.uint8], fps: float) -> Path:
     partial = _partial(target)
     first, *others = (Image.fromarray(frame) for frame in frames)
@@ -88,4 +72,4 @@ def _partial(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
 
-__all__ = ["write_frame_strip", "write_video"]
+__all__ = ["write_video"]

@@ -473,32 +473,3 @@ def test_existing_places_are_not_overwritten_unless_asked_and_never_when_no_data
 def test_a_camera_that_the_embodiment_lacks_is_refused(tmp_path, embodiment):
     with pytest.raises(ValueError, match="'toy_arm' has no camera 'top'"):
         LeRobotDatasetWriter(tmp_path / "ds", embodiment, {"top": SIZE})
-
-
-def test_a_file_of_ones_own_appears_with_the_dataset_and_counts_in_its_fingerprint(
-    tmp_path: Path, embodiment: Embodiment
-) -> None:
-    content = episode(4, 0)
-    for name, text in (("a", "one"), ("b", "one"), ("c", "two")):
-        with LeRobotDatasetWriter(tmp_path / name, embodiment) as writer:
-            writer.add_file("meta/origin.txt", text)
-            writer.add_episode(content["states"], content["actions"], TASKS[0])
-            assert not (tmp_path / name).exists()
-        assert (tmp_path / name / "meta/origin.txt").read_text() == text
-    a, b, c = (load_trajectories(tmp_path / name).fingerprint for name in "abc")
-    assert a == b != c
-
-
-def test_a_file_of_ones_own_takes_no_other_files_place(tmp_path: Path, embodiment: Embodiment) -> None:
-    writer = LeRobotDatasetWriter(tmp_path / "set", embodiment)
-    writer.add_file("meta/origin.txt", "one")
-    for name in ("meta/info.json", "meta/origin.txt", "./meta/stats.json", EPISODES):
-        with pytest.raises(ValueError, match="already"):
-            writer.add_file(name, "two")
-    for name in ("../origin.txt", str(tmp_path / "origin.txt")):
-        with pytest.raises(ValueError, match="outside of the dataset"):
-            writer.add_file(name, "two")
-    writer.abort()
-    with pytest.raises(ValueError, match="closed"):
-        writer.add_file("meta/more.txt", "three")
-    assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from priorvla.deployment import videos
-from priorvla.deployment.videos import write_frame_strip, write_video
+from priorvla.deployment.videos import write_video
 
 
 def brightening(count: int, height: int, width: int) -> np.ndarray:
@@ -40,21 +40,10 @@ def test_without_an_encoder_the_film_is_a_gif(tmp_path: Path, monkeypatch: pytes
         assert picture.n_frames == 5  # type: ignore[attr-defined]
 
 
-def test_a_strip_goes_from_the_first_frame_to_the_last(tmp_path: Path) -> None:
-    frames = brightening(50, 8, 10)
-    strip = np.asarray(Image.open(write_frame_strip(tmp_path / "strip.png", frames, count=4)))
-    assert strip.shape == (8, 40, 3)
-    assert strip[0, 0, 0] == frames[0, 0, 0, 0]
-    assert strip[0, -1, 0] == frames[-1, 0, 0, 0]
-    assert np.asarray(Image.open(write_frame_strip(tmp_path / "short.png", frames[:2]))).shape == (8, 20, 3)
-
-
 @pytest.mark.parametrize(
     "frames", [np.zeros((0, 8, 8, 3), np.uint8), np.zeros((2, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8)]
 )
 def test_anything_but_frames_is_refused_and_leaves_no_file(tmp_path: Path, frames: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"\(T, height, width, 3\) uint8"):
         write_video(tmp_path / "film.mp4", frames, fps=20)
-    with pytest.raises(ValueError, match=r"\(T, height, width, 3\) uint8"):
-        write_frame_strip(tmp_path / "strip.png", frames)
     assert list(tmp_path.iterdir()) == []
