@@ -153,7 +153,7 @@ def test_a_step_that_was_stopped_and_continued_has_the_time_of_both(quickstart: 
     for _ in range(2):  # the second time it is done
         quickstart.Quickstart(tmp_path, quickstart.Settings())._step("think", result, work)
     done = json.loads((tmp_path / "progress.json").read_text())
-    assert done["times_s"]["think"] >= stopped["times_s"]["think"] + 0.1
+    assert done["times_s"]["think"] > stopped["times_s"]["think"] + 0.05  # of the 0.1 s, whatever the rounding
     assert done["peak_memory_gb"] >= stopped["peak_memory_gb"]
 
 
