@@ -54,11 +54,12 @@ class Settings:
 
     tasks: tuple[str, ...] = TASKS
     motion_tasks: tuple[str, ...] = ()  # empty: every task that is not evaluated
-    motion_episodes: int = 12  # state-only episodes of every motion task
+    motion_episodes: int = 8  # state-only episodes of every motion task
     demonstrations: int = 5  # of every evaluated task, with pictures
-    prior_steps: int = 800
+    prior_steps: int = 450
     budgets: tuple[int, ...] = (200, 400)  # steps after which both arms are evaluated; they train for the largest
-    trials: int = 10
+    trials: int = 8
+    floor_trials: int = 4  # with black images and of random actions, which succeed next to never
     seed: int = 0
     prior_recipe: str = "action_prior_small"
     vla_recipe: str = "vla_small"
@@ -66,7 +67,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.budgets:
             raise ValueError("--budgets names no number of steps")
-        least = {"motion_episodes": 1, "demonstrations": 1, "prior_steps": 1, "trials": 1, "seed": 0}
+        least = {"motion_episodes": 1, "demonstrations": 1, "prior_steps": 1, "trials": 1, "floor_trials": 1, "seed": 0}
         for name, value, low in [
             *(("budgets", budget, 1) for budget in self.budgets),
             *((name, getattr(self, name), low) for name, low in least.items()),
@@ -175,15 +176,16 @@ class Quickstart:
 
     def _evaluate(self, arm: str, budget: int) -> None:
         films = 1 if budget == self.settings.last_budget else 0
-        self._run_evaluation(f"{arm}-{budget}", self._policy(arm, budget), films)
+        self._run_evaluation(f"{arm}-{budget}", self._policy(arm, budget), films, self.settings.trials)
 
     def _evaluate_blank(self) -> None:
         policy = self._policy("prior", self.settings.last_budget)
-        self._run_evaluation("blank", policy, 0, blank_images=True)
+        self._run_evaluation("blank", policy, 0, self.settings.floor_trials, blank_images=True)
 
     def _evaluate_random(self) -> None:
         processor = PriorVLAProcessor.from_pretrained(self._checkpoint("prior", self.settings.last_budget))
-        self._run_evaluation("random", partial(RandomPolicy, processor.embodiments[0]), 0)
+        policy = partial(RandomPolicy, processor.embodiments[0])
+        self._run_evaluation("random", policy, 0, self.settings.floor_trials)
 
     # --- how a step is done -------------------------------------------------------------------------------------------
 
@@ -207,11 +209,11 @@ class Quickstart:
         print("$ " + " ".join(["priorvla", *command[3:]]), flush=True)
         subprocess.run(command, check=True)
 
-    def _run_evaluation(self, name: str, policy: Callable[[], Any], films: int, **options: Any) -> None:
+    def _run_evaluation(self, name: str, policy: Callable[[], Any], films: int, trials: int, **options: Any) -> None:
         result = evaluate_policy(
             policy,
             self.settings.tasks,
-            trials=self.settings.trials,
+            trials=trials,
             seed=self.settings.seed,
             num_workers=self.workers,
             films_per_task=films,

@@ -120,7 +120,7 @@ def test_the_shipped_recipe_takes_its_backbone_from_what_the_checkpoint_names(qu
 def test_a_folder_with_a_run_of_other_settings_is_refused(quickstart: Any, tmp_path: Path) -> None:
     quickstart.Quickstart(tmp_path, quickstart.Settings())
     quickstart.Quickstart(tmp_path, quickstart.Settings())
-    with pytest.raises(SystemExit, match=r"settings.json: this folder's run has trials=10, not 3"):
+    with pytest.raises(SystemExit, match=r"settings.json: this folder's run has trials=8, not 3"):
         quickstart.Quickstart(tmp_path, quickstart.Settings(trials=3))
 
 
@@ -284,6 +284,7 @@ def test_a_tiny_run_goes_through_and_a_second_start_has_nothing_to_do(
         prior_steps=3,
         budgets=(2, 6),
         trials=1,
+        floor_trials=1,
         prior_recipe=str(tmp_path / "prior.yaml"),
         vla_recipe=str(tmp_path / "vla.yaml"),
     )
