@@ -135,9 +135,10 @@ class PriorVLAPolicy:
     def _predict(self, sessions: Sequence[PolicySession], observations: Sequence[Observation]) -> NDArray[np.float32]:
         config, device = self.model.config.expert, self.model.device
         noise = [torch.randn(config.chunk_size, config.action_dim, generator=session.generator) for session in sessions]
+        states = np.stack([np.asarray(observation["state"]) for observation in observations])
         inputs = self.processor(
             embodiment=self.embodiment.name,
-            state=np.stack([np.asarray(observation["state"]) for observation in observations]),
+            state=states,
             images=[observation["images"] for observation in observations],
             **self._history(sessions),
         ).to(device)
@@ -150,7 +151,7 @@ class PriorVLAPolicy:
             noise=torch.stack(noise).to(device),
             num_inference_steps=self.num_inference_steps,
         )
-        return self.processor.decode_actions(chunk, self.embodiment.name)
+        return self.processor.decode_actions(chunk, self.embodiment.name, state=states)
 
     def _history(self, sessions: Sequence[PolicySession]) -> dict[str, Any]:
         """The past windows (N, H_hist, ·), padded in front."""
@@ -177,7 +178,10 @@ class PriorVLAPolicy:
 
 
 class RandomPolicy:
-    """Uniform actions within the range seen in the embodiment's data: the floor that a policy has to leave."""
+    """Uniform actions within the range seen in the embodiment's data: the floor that a policy has to leave.
+
+    Where actions are learned relative to the state, a step within the range seen, from the observation's state.
+    """
 
     def __init__(self, embodiment: Embodiment) -> None:
         if embodiment.action_statistics is None:
@@ -190,7 +194,10 @@ class RandomPolicy:
         return np.random.default_rng(seed)
 
     def act(self, sessions: Sequence[np.random.Generator], observations: Sequence[Observation]) -> NDArray[np.float32]:
-        return np.stack([session.uniform(self._low, self._high) for session in sessions]).astype(np.float32)
+        learned = np.stack([session.uniform(self._low, self._high) for session in sessions])
+        needs_state = self.embodiment.needs_reference
+        states = np.stack([observation["state"] for observation in observations]) if needs_state else None
+        return self.embodiment.recorded_actions(learned[:, None], states)[:, 0].astype(np.float32)
 
 
 def _choose(embodiments: Sequence[Embodiment], name: str | None) -> Embodiment:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..configuration.embodiment import Embodiment
+from ..configuration.rotations import from_matrix
 from .checkpoints import CardKind, is_hub_id
 from .intervals import wilson_interval
+from .prior_metrics import metrics_by_body
 from .privacy import private_findings, scrub
 from .report import format_value
 from .versions import installed_versions
@@ -48,7 +51,7 @@ def create_card(
         license: the Hub's identifier of the weights' licence, for example `apache-2.0`.
         training: the recipe, names to values (nested once at most); its key `versions` holds library versions, by
             default those installed now.
-        metrics: names to numbers, for example a validation loss.
+        metrics: names to numbers, for example a validation loss; a prior's `measure/body` become a table.
         evaluation: closed-loop results: `{"environment": str, "tasks": {task: {"successes": int, "trials": int}}}`;
             every other key is printed as part of the protocol. Intervals are computed here.
         datasets: Hub ids or local folders; a local folder is named by its last component and stays out of the header.
@@ -82,6 +85,7 @@ def create_card(
         model_name=title if tasks else None,
         eval_results=_eval_results(scrub(dict(evaluation or {})), tasks) if tasks else None,
     )
+    others, measured = metrics_by_body(scrub(dict(metrics or {})))
     recipe = scrub(dict(training or {}))
     versions = recipe.pop("versions", None) or installed_versions()
     body = _render(
@@ -91,11 +95,13 @@ def create_card(
         config=config,
         embodiments=[_described(entry) for entry in embodiments],
         first=embodiments[0],
+        example_state=_example_state(embodiments[0]),
         architecture=_architecture(config, parameters),
         backbone=scrub(backbone),
         recipe=_flattened(recipe),
         versions=versions,
-        metrics=_flattened(scrub(dict(metrics or {}))),
+        metrics=_flattened(others),
+        measured=measured,
         tasks=tasks,
         environment=scrub((evaluation or {}).get("environment")),
         protocol=_flattened(scrub({k: v for k, v in (evaluation or {}).items() if k not in ("environment", "tasks")})),
@@ -206,12 +212,43 @@ def _described(embodiment: Embodiment) -> dict[str, Any]:
         "control_rate": format_value(float(embodiment.control_rate)),
         "action_kinds": ", ".join(by_kind),
         "actions": "; ".join(f"{kind}: {', '.join(names)}" for kind, names in by_kind.items()),
+        "learned": _learned(embodiment),
+        "needs_reference": embodiment.needs_reference,
         "states": ", ".join(f"`{state}`" for state in embodiment.state_names) or "none",
         "cameras": ", ".join(f"`{camera}`" for camera in embodiment.cameras) or "none",
         "action_normalization": embodiment.action_normalization.value,
         "state_normalization": embodiment.state_normalization.value,
         "steps": embodiment.action_statistics.count if embodiment.action_statistics else None,
     }
+
+
+def _example_state(embodiment: Embodiment) -> str:
+    """A state that the snippet can pass, as Python: zeros, and rotations by nothing."""
+    if not embodiment.rotations:
+        return f"np.zeros({embodiment.state_dim}, dtype=np.float32)"
+    state = np.zeros(embodiment.state_dim)
+    for group in embodiment.rotations:
+        state[group.state_dims] = from_matrix(np.eye(3)[None], group.representation)[0, : len(group.state_dims)]
+    return f"np.array({state.tolist()}, dtype=np.float32)"
+
+
+def _learned(embodiment: Embodiment) -> str:
+    """What the model learns instead of the recorded numbers, in words; empty when that is nothing."""
+    kinds: dict[str, list[str]] = {}
+    columns = zip(embodiment.action_names, embodiment.action_kinds, embodiment.learned_kinds, strict=True)
+    for name, recorded, learned in columns:
+        if learned != recorded:
+            kinds.setdefault(learned, []).append(f"`{name}`")
+    words = {"relative": "relative to the state at the chunk's first step", "delta": "as steps from one to the next"}
+    facts = [f"{', '.join(names)} {words[kind]}" for kind, names in kinds.items()]
+    for group in embodiment.rotations:
+        names = [embodiment.action_names[dim] for dim in group.action_dims]
+        names += [f"state {embodiment.state_names[dim]}" for dim in group.state_dims]
+        facts.append(f"{', '.join(f'`{name}`' for name in names)} ({group.representation}) as 6-D rotation")
+    if embodiment.rotations:
+        dims = f"{embodiment.model_action_dim} action and {embodiment.model_state_dim} state dims"
+        facts.append(f"{dims} in the model")
+    return "; ".join(facts)
 
 
 def _architecture(config: Any, parameters: int | None) -> dict[str, str]:

@@ -99,11 +99,13 @@ class PriorVLAProcessor(ProcessorMixin):
 
     @property
     def max_action_dim(self) -> int:
-        return max((embodiment.action_dim for embodiment in self._embodiments), default=0)
+        """D: the models' action dims (`Embodiment.model_action_dim`) of the widest embodiment."""
+        return max((embodiment.model_action_dim for embodiment in self._embodiments), default=0)
 
     @property
     def max_state_dim(self) -> int:
-        return max((embodiment.state_dim for embodiment in self._embodiments), default=0)
+        """S: likewise of the states."""
+        return max((embodiment.model_state_dim for embodiment in self._embodiments), default=0)
 
     @property
     def max_cameras(self) -> int:
@@ -140,14 +142,16 @@ class PriorVLAProcessor(ProcessorMixin):
         """One example or a list of B into a batch of torch tensors; what is not given is not in the batch.
 
         A single example (1-D state, dict of images, ...) makes B = 1. Lists may mix embodiments. D and S are the widest
-        embodiment's dims, C its cameras; everything padded is zero. Raw values are in the embodiment's own units.
+        embodiment's dims, C its cameras; everything padded is zero. Raw values are in the embodiment's own units and
+        dims. An embodiment that learns actions relative to the state (`needs_reference`) needs the state of a chunk's
+        first step, `states[0]` or else `state`; a history's is that of its first real step.
 
         Args:
             embodiment: name, or one an example.
             state: (S_e,) proprioceptive state now.
             actions: (h, D_e), h <= `chunk_size` steps; shorter chunks are padded at the end.
             states: (h, S_e) of the same steps (what the trajectory encoder reads).
-            action_mask: (h,) or (h, D_e) bool, true where real; everything by default.
+            action_mask: (h,) or (h, D_e) bool, true where real; everything by default. A rotation is real as a whole.
             images: camera name -> uint8 (height, width, 3) array or PIL image; a camera may be left out.
             text: instruction; one string serves all examples.
             history_states, history_actions, history_mask: (p, S_e), (p, D_e), (p,) bool of p past steps; shorter
@@ -161,7 +165,8 @@ class PriorVLAProcessor(ProcessorMixin):
 
         Raises:
             ValueError: unknown embodiment or camera, wrong dims, too many steps, a value that is not finite, arguments
-                of different lengths, images or text without their processor. TypeError: an image that is not uint8.
+                of different lengths, a state that is needed and not given, images or text without their processor.
+            TypeError: an image that is not uint8.
         """
         given: dict[str, Any] = {
             "state": split_examples(state, 1, "state"),
@@ -196,20 +201,24 @@ class PriorVLAProcessor(ProcessorMixin):
     ) -> NDArray[np.float32]:
         """A predicted chunk (..., H, D), normalised and padded, to the robot's own (..., H, D_e) in raw units.
 
-        Actions come back in the kind (absolute, delta, relative) in which the data recorded them; `state` (S_e,), the
-        raw state at the chunk's first step, is what a conversion between kinds would start from, and is only checked.
-        Raises ValueError on an unknown embodiment, other dims, or a value that is not finite.
+        Actions come back in the kind (absolute, delta, relative) in which the data recorded them.
+
+        Args:
+            state: (S_e,), or (..., S_e) one a chunk: the raw state that the chunk was predicted from. Needed where
+                actions are learned relative to it (`Embodiment.needs_reference`); elsewhere it only tells a quaternion
+                its sign.
+
+        Raises:
+            ValueError: an unknown embodiment, other dims, a value that is not finite, or no state where it is needed.
         """
         body = self.embodiment(embodiment)
         array = chunk.detach().float().cpu().numpy() if isinstance(chunk, Tensor) else np.asarray(chunk)
-        if array.ndim < 2 or array.shape[-1] not in (body.action_dim, self.max_action_dim):
+        if array.ndim < 2 or array.shape[-1] not in (body.model_action_dim, self.max_action_dim):
             raise ValueError(
                 f"chunk has shape {array.shape}, expected (..., H, {self.max_action_dim}): embodiment {embodiment!r} "
-                f"has {body.action_dim} action dims, the widest has {self.max_action_dim}"
+                f"has {body.model_action_dim} action dims, the widest has {self.max_action_dim}"
             )
-        if state is not None:
-            body.normalize_state(state)
-        return body.denormalize_actions(array[..., : body.action_dim])
+        return body.denormalize_actions(array[..., : body.model_action_dim], state)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
@@ -271,10 +280,13 @@ class PriorVLAProcessor(ProcessorMixin):
             if steps > size:
                 raise ValueError(f"example {row} has {steps} steps, chunk_size is {size}: cut it, or raise chunk_size")
             mask = parts["action_mask"][row] if "action_mask" in parts else np.ones(steps, dtype=bool)
-            masks.append(step_mask(mask, steps, body.action_dim, f"example {row}"))
+            masks.append(body.model_action_mask(step_mask(mask, steps, body.action_dim, f"example {row}")))
         batch = {"action_mask": padded(masks, (size, self.max_action_dim))}
         if "actions" in parts:
-            rows = [body.normalize_actions(row) for body, row in zip(bodies, parts["actions"], strict=True)]
+            rows = [
+                body.normalize_actions(actions, _start_of_chunk(body, parts, row))
+                for row, (body, actions) in enumerate(zip(bodies, parts["actions"], strict=True))
+            ]
             batch["actions"] = padded(rows, (size, self.max_action_dim)).masked_fill(~batch["action_mask"], 0)
         if "states" in parts:
             rows = [body.normalize_state(row) for body, row in zip(bodies, parts["states"], strict=True)]
@@ -291,13 +303,13 @@ class PriorVLAProcessor(ProcessorMixin):
         for row, group in enumerate(zip(parts["history_states"], parts["history_actions"], masks, strict=True)):
             require_equal_steps(dict(zip(names, map(len, group), strict=True)), f"example {row}")
         longest = max(len(mask) for mask in masks)
-        states = [body.normalize_state(row) for body, row in zip(bodies, parts["history_states"], strict=True)]
-        actions = [body.normalize_actions(row) for body, row in zip(bodies, parts["history_actions"], strict=True)]
-        mask = padded([np.asarray(mask, dtype=bool) for mask in masks], (longest,), at_start=True)
+        masks = [np.asarray(mask, dtype=bool) for mask in masks]
+        columns = zip(bodies, parts["history_states"], parts["history_actions"], masks, strict=True)
+        states, actions = zip(*(_normalized_history(*column) for column in columns), strict=True)
         return {
-            "history_states": padded(states, (longest, self.max_state_dim), at_start=True) * mask[..., None],
-            "history_actions": padded(actions, (longest, self.max_action_dim), at_start=True) * mask[..., None],
-            "history_mask": mask,
+            "history_states": padded(states, (longest, self.max_state_dim), at_start=True),
+            "history_actions": padded(actions, (longest, self.max_action_dim), at_start=True),
+            "history_mask": padded(masks, (longest,), at_start=True),
         }
 
     def _cameras(self, bodies: list[Embodiment], images: list[CameraImages]) -> dict[str, Tensor]:
@@ -336,6 +348,28 @@ class PriorVLAProcessor(ProcessorMixin):
                 )
         tokens = self.tokenizer(text, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+
+
+def _start_of_chunk(body: Embodiment, parts: dict[str, list[Any]], row: int) -> NDArray[Any] | None:
+    """The raw state at the first step of example `row`, where the body's actions are learned relative to it."""
+    if not body.needs_reference:
+        return None
+    if "states" in parts:
+        return cast("NDArray[Any]", parts["states"][row][0])
+    return parts["state"][row] if "state" in parts else None
+
+
+def _normalized_history(
+    body: Embodiment, states: NDArray[Any], actions: NDArray[Any], mask: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Past states (p, Sm) and actions (p, Dm), zero where masked; only real steps are looked at."""
+    normalized_states = np.zeros((len(mask), body.model_state_dim), dtype=np.float32)
+    normalized_actions = np.zeros((len(mask), body.model_action_dim), dtype=np.float32)
+    if mask.any():
+        real = states[mask]
+        normalized_states[mask] = body.normalize_state(real)
+        normalized_actions[mask] = body.normalize_actions(actions[mask], real[0] if body.needs_reference else None)
+    return normalized_states, normalized_actions
 
 
 def load_image_processor(place: str, **hub: Any) -> ImageProcessingMixin:

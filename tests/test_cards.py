@@ -30,6 +30,7 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from priorvla.configuration.configuration_action_prior import ActionPriorConfig
 from priorvla.configuration.configuration_priorvla import PriorVLAConfig
 from priorvla.configuration.embodiment import Embodiment, load_embodiments
+from priorvla.configuration.embodiment_registry import load_embodiment
 from priorvla.hub_cards.card import create_card, load_card, validate_card
 from priorvla.hub_cards.privacy import private_findings, scrub
 from priorvla.hub_cards.publishing import publish
@@ -122,6 +123,20 @@ def test_a_card_states_every_embodiments_dims_rate_kinds_and_normalisation(prior
     assert "| 0 | `sawyer` | 4 | absolute | 4 | 80 Hz | quantile / quantile |" in text
     assert "| 1 | `arm` | 2 | delta, absolute | 2 | 12.5 Hz | quantile / quantile |" in text
     assert "delta: `j1`; absolute: `j2`" in text
+
+
+@pytest.mark.parametrize("kind", ["action-prior", "vla"])
+def test_a_card_states_what_is_learned_instead_and_its_snippet_passes_the_state(kind, prior_config, vla_config):
+    body = load_embodiment("franka_eef")
+    config = prior_config if kind == "action-prior" else vla_config
+    text = create_card(kind, config=config, embodiments=[body], license="mit").text
+    assert "`x`, `y`, `z`, `qx`, `qy`, `qz`, `qw` relative to the state at the chunk's first step" in text
+    assert "(quaternion_xyzw) as 6-D rotation; 10 action and 10 state dims in the model" in text
+    (snippet,) = snippets(create_card(kind, config=config, embodiments=[body], license="mit"))
+    ast.parse(snippet)
+    assert 'embodiment="franka_eef", state=state)' in snippet and "import numpy as np" in snippet
+    state = np.array(ast.literal_eval(re.search(r"state = np\.array\((\[.*\]), dtype", snippet)[1]))
+    body.learned_states(state)
 
 
 def test_an_evaluated_card_is_read_back_with_trials_and_intervals(vla_config, embodiments, tmp_path):

@@ -10,6 +10,7 @@ from priorvla.configuration.embodiment import (
     Embodiment,
     FeatureStatistics,
     NormalizationMode,
+    RotationGroup,
     load_embodiments,
     save_embodiments,
 )
@@ -126,10 +127,71 @@ def test_embodiments_survive_their_file_in_order(actions, tmp_path):
     assert load_embodiments(tmp_path) == bodies == load_embodiments(file)
 
 
+VERSION_1 = """{"version": 1, "embodiments": [{
+  "name": "arm", "action_names": ["x", "y", "grip"], "state_names": ["q", "r"], "control_rate": 20.0,
+  "action_kinds": ["delta", "absolute", "absolute"], "gripper_dims": [2], "cameras": ["front"],
+  "action_normalization": "quantile", "state_normalization": "mean_std", "minimum_range": [0.5, 0.5, 0.25],
+  "action_statistics": {"mean": [0, 0, 0.5], "std": [1, 1, 0.5], "min": [-2, -4, 0], "max": [2, 4, 1],
+    "q01": [-1, -3, 0], "q10": [-0.8, -2, 0], "q90": [0.8, 2, 1], "q99": [1, 3, 1], "count": 7},
+  "state_statistics": {"mean": [1, 0], "std": [2, 0.001], "min": [-2, 0], "max": [4, 0], "q01": [-2, 0],
+    "q10": [-1, 0], "q90": [3, 0], "q99": [4, 0], "count": 7}
+}]}"""
+
+
+def test_a_checkpoint_of_version_1_normalises_as_it_did(tmp_path):
+    (tmp_path / "embodiments.json").write_text(VERSION_1)
+    (body,) = load_embodiments(tmp_path)
+    assert body.learned_kinds == body.action_kinds == ["delta", "absolute", "absolute"]
+    assert not body.needs_reference and body.rotations == []
+    np.testing.assert_allclose(body.normalize_actions([0.5, 3.0, 1.0]), [0.5, 1.0, 1.0])
+    np.testing.assert_allclose(body.normalize_state([3.0, 0.25]), [1.0, 2.0])  # the floor is the least of the action's
+    save_embodiments([body], tmp_path)
+    assert json.loads((tmp_path / "embodiments.json").read_text())["version"] == 2
+    assert load_embodiments(tmp_path) == [body]
+
+
+def test_everything_of_a_body_survives_its_file(tmp_path):
+    names = ["x", "a", "b", "c", "grip"]
+    body = Embodiment(
+        "turning",
+        names,
+        names[:4],
+        5.0,
+        gripper_dims=[4],
+        learned_kinds=["delta", "relative", "relative", "relative", "absolute"],
+        reference_dims=[0, None, None, None, None],
+        rotations=[RotationGroup([1, 2, 3], [1, 2, 3], "axis_angle")],
+        state_minimum_range=[0.1, 0.2, 0.3, 0.4],
+    ).with_statistics(np.zeros((4, 4)), np.zeros((4, 3, 5)))
+    save_embodiments([body], tmp_path)
+    assert load_embodiments(tmp_path) == [body]
+    assert body.action_statistics.dim == 8 and body.action_statistics.count == 12
+
+
+@pytest.mark.parametrize("mode", ["mean_std", "min_max", "quantile", "quantile_10_90"])
+def test_states_have_a_minimum_range_of_their_own_by_dimension(mode):
+    body = replace(ARM, state_names=["q", "r"], state_minimum_range=[2.0, 4.0], minimum_range=[1.0, 2.0, 4.0])
+    body = replace(body, state_normalization=NormalizationMode(mode)).with_statistics(
+        np.zeros((9, 2)), np.zeros((9, 3))
+    )
+    np.testing.assert_allclose(body.normalize_state([1.0, 1.0]), [1.0, 0.5])
+    np.testing.assert_allclose(body.normalize_actions([0.5, 0.5, 0.5]), [1.0, 0.5, 0.25])
+    shared = replace(body, state_minimum_range=None)
+    np.testing.assert_allclose(shared.normalize_state([0.5, 0.5]), [1.0, 1.0])
+
+
+def test_the_10_90_mode_is_not_stretched_by_a_tenth_of_outliers():
+    values = np.concatenate([np.linspace(-1, 1, 950), np.full(50, 1e4)])[:, None].repeat(3, axis=1)
+    wide = fitted("min_max", values).normalize_actions([0.5] * 3)
+    robust = fitted("quantile_10_90", values).normalize_actions([0.5] * 3)
+    assert abs(wide[0]) > 0.99 and 0.3 < robust[0] < 0.7
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.update(version=99), "version 99"),
+        (lambda content: content.update(version=99), "version 99 is not 1 to 2: update priorvla"),
+        (lambda content: content.update(version=0), "version 0"),
         (lambda content: content["embodiments"][0].update(colour="red"), "unknown key 'colour'"),
         (lambda content: content["embodiments"][0].pop("control_rate"), "'control_rate' is missing"),
         (lambda content: content.pop("embodiments"), "embodiments"),

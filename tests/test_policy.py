@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from priorvla.configuration.embodiment import Embodiment
+from priorvla.configuration.embodiment import Embodiment, load_embodiments
 from priorvla.deployment.policy import PriorVLAPolicy, RandomPolicy
 
 HISTORY = 4
@@ -76,6 +76,40 @@ def test_an_action_has_the_robots_dims_in_its_own_units(policy):
     )
     chunk = policy.model.sample_actions(**batch, noise=noise)
     np.testing.assert_allclose(action, body.denormalize_actions(chunk[0, 0, :4]), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def relative_checkpoint(save_policy, tmp_path_factory):
+    """A body of 3 + 3 dims that learns its two joints relative to the state at the chunk's first step."""
+    names = ["a", "b", "grip"]
+    body = Embodiment("small", names, names, 10.0, gripper_dims=[2], cameras=["front"]).learning("relative")
+    random = np.random.default_rng(0)
+    body = body.with_statistics(random.normal(size=(50, 3)), random.normal(size=(50, 6, 3)))
+    folder = tmp_path_factory.mktemp("relative")
+    return save_policy(folder, [body], use_history=True, history_size=HISTORY)
+
+
+def test_a_relative_chunk_is_executed_from_the_state_in_which_it_was_predicted(relative_checkpoint, tiny_backbone):
+    def actions(seen: list[dict]) -> np.ndarray:
+        policy = PriorVLAPolicy.from_pretrained(relative_checkpoint, backbone=tiny_backbone, execute_steps=3)
+        return np.stack([policy.select_action(observation) for observation in seen])
+
+    seen = episode(0, steps=4)
+    expected = actions(seen)
+    later = [seen[0], *({**observation, "state": np.full(3, 50.0, np.float32)} for observation in seen[1:3]), seen[3]]
+    np.testing.assert_array_equal(actions(later)[:3], expected[:3])
+    policy = PriorVLAPolicy.from_pretrained(relative_checkpoint, backbone=tiny_backbone, execute_steps=3)
+    chunk = policy.predict_chunk(seen[0])
+    learned = policy.embodiment.learned_actions(chunk, seen[0]["state"])
+    np.testing.assert_allclose(learned[:, :2] + seen[0]["state"][:2], chunk[:, :2], atol=1e-5)
+    np.testing.assert_allclose(chunk[:3], expected[:3], atol=1e-6)
+
+
+def test_random_actions_of_a_relative_body_start_from_the_observed_state(relative_checkpoint):
+    (body,) = load_embodiments(relative_checkpoint)
+    policy = RandomPolicy(body)
+    here, far = (policy.act([policy.new_session(0)], [{"state": np.full(3, x)}])[0] for x in (0.0, 100.0))
+    np.testing.assert_allclose(far - here, [100, 100, 0], atol=1e-4)
 
 
 def test_two_interleaved_episodes_are_each_as_if_alone_to_the_bit(policy):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, PreTrainedConfig
 
-from priorvla.configuration.embodiment import Embodiment, NormalizationMode
+from priorvla.configuration.embodiment import Embodiment, NormalizationMode, RotationGroup
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
 
 
@@ -180,6 +180,105 @@ def test_actions_come_back_in_raw_units(processor: PriorVLAProcessor) -> None:
     np.testing.assert_allclose(decoded[0], raw, atol=1e-5)
     low_precision = processor.decode_actions(batch["actions"][0].bfloat16(), "arm")
     np.testing.assert_allclose(low_precision, raw, atol=0.05)
+
+
+@pytest.fixture(scope="module")
+def turning() -> PriorVLAProcessor:
+    """Two bodies: one learns a pose relative to the state (8 raw dims, 10 learned), the other 4 dims as recorded."""
+    names = ["x", "y", "z", "qx", "qy", "qz", "qw", "grip"]
+    body = Embodiment(
+        "hand",
+        names,
+        names[:7],
+        10.0,
+        gripper_dims=[7],
+        learned_kinds=["relative"] * 7 + ["absolute"],
+        rotations=[RotationGroup([3, 4, 5, 6], [3, 4, 5, 6], "quaternion_xyzw")],
+    )
+    actions, states = poses(30 * 5, 8, seed=3).reshape(30, 5, 8), poses(30, 7, seed=4)
+    return PriorVLAProcessor(
+        embodiments=[body.with_statistics(states, actions), embodiment("arm", 4, 3, [])], chunk_size=5
+    )
+
+
+def poses(steps: int, dims: int, seed: int) -> np.ndarray:
+    values = random(steps, dims, seed=seed)
+    values[:, 3:7] /= np.linalg.norm(values[:, 3:7], axis=-1, keepdims=True)
+    return values
+
+
+def turned_to(values: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """`values` with the sign of quaternion that `other` has."""
+    signs = np.sign((values[..., 3:7] * other[..., 3:7]).sum(-1, keepdims=True))
+    return np.concatenate([values[..., :3], signs * values[..., 3:7], values[..., 7:]], axis=-1)
+
+
+@pytest.mark.parametrize("given", ["state", "states"])
+def test_actions_relative_to_the_state_come_back_by_the_same_state(turning: PriorVLAProcessor, given: str) -> None:
+    actions, states = poses(4, 8, seed=5), poses(4, 7, seed=6)
+    batch = turning(embodiment="hand", actions=actions, **{given: states if given == "states" else states[0]})
+    assert batch["actions"].shape == batch["action_mask"].shape == (1, 5, 10)
+    assert batch["action_mask"][0, :4].all() and not batch["action_mask"][0, 4].any()
+    body = turning.embodiment("hand")
+    np.testing.assert_array_equal(batch["actions"][0, :4], body.normalize_actions(actions, states[0]))
+    decoded = turning.decode_actions(batch["actions"], "hand", state=states[0])
+    assert decoded.shape == (1, 5, 8)
+    np.testing.assert_allclose(turned_to(decoded[0, :4], actions), actions, atol=1e-5)
+    assert (decoded[0, 0, 3:7] @ states[0, 3:7]) > 0  # the sign goes on from the state's
+
+
+def test_the_state_of_a_chunks_first_step_is_what_its_actions_are_relative_to(turning: PriorVLAProcessor) -> None:
+    actions, states = poses(4, 8, seed=5), poses(4, 7, seed=6)
+    both = turning(embodiment="hand", actions=actions, states=states, state=poses(1, 7, seed=9)[0])
+    alone = turning(embodiment="hand", actions=actions, states=states)
+    assert torch.equal(both["actions"], alone["actions"])
+
+
+def test_bodies_of_other_learned_dims_are_padded_to_the_widest_of_them(turning: PriorVLAProcessor) -> None:
+    states = [poses(2, 7, seed=6), random(2, 3)]
+    batch = turning(embodiment=["hand", "arm"], actions=[poses(2, 8, seed=5), random(2, 4)], states=states)
+    assert batch["actions"].shape == (2, 5, 10) and batch["states"].shape == (2, 5, 9)
+    assert batch["action_mask"][:, 0].sum(-1).tolist() == [10, 4]
+    np.testing.assert_allclose(turning.decode_actions(batch["actions"][1:], "arm")[0, :2], random(2, 4), atol=1e-5)
+
+
+def test_every_chunk_of_a_batch_is_decoded_with_its_own_state(turning: PriorVLAProcessor) -> None:
+    states, chunks = poses(3, 7, seed=6), torch.from_numpy(random(3, 5, 10))
+    together = turning.decode_actions(chunks, "hand", state=states)
+    alone = [turning.decode_actions(chunk, "hand", state=state) for chunk, state in zip(chunks, states, strict=True)]
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+def test_a_state_that_is_needed_and_missing_is_asked_for(turning: PriorVLAProcessor) -> None:
+    with pytest.raises(ValueError, match=r"'hand' learns relative actions.*pass the raw state \(7 dims\)"):
+        turning(embodiment="hand", actions=poses(4, 8, seed=5))
+    with pytest.raises(ValueError, match=r"'hand' learns relative actions.*pass the raw state \(7 dims\)"):
+        turning.decode_actions(random(5, 10), "hand")
+
+
+def test_a_history_is_relative_to_its_first_real_step(turning: PriorVLAProcessor) -> None:
+    actions, states = poses(3, 8, seed=5), poses(3, 7, seed=6)
+    body = turning.embodiment("hand")
+    expected = body.normalize_actions(actions, states[0])
+    short = turning(embodiment="hand", history_states=states, history_actions=actions)
+    np.testing.assert_array_equal(short["history_actions"][0], expected)
+    blank = np.zeros((2, 8), dtype=np.float32)  # no rotation, and never looked at
+    padded = turning(
+        embodiment="hand",
+        history_states=np.concatenate([blank[:, :7], states]),
+        history_actions=np.concatenate([blank, actions]),
+        history_mask=[False, False, True, True, True],
+    )
+    assert padded["history_actions"][0, :2].eq(0).all() and padded["history_states"][0, :2].eq(0).all()
+    np.testing.assert_array_equal(padded["history_actions"][0, 2:], expected)
+
+
+def test_a_rotation_with_a_masked_number_is_masked_as_a_whole(turning: PriorVLAProcessor) -> None:
+    mask = np.ones((4, 8), dtype=bool)
+    mask[:, 4] = False
+    batch = turning(embodiment="hand", actions=poses(4, 8, seed=5), state=poses(1, 7, seed=6)[0], action_mask=mask)
+    assert batch["action_mask"][0, 0].tolist() == [True] * 3 + [False] * 6 + [True]
+    assert batch["actions"][0, :, 3:9].eq(0).all()
 
 
 def test_padding_by_a_wider_embodiment_changes_nothing_of_a_narrower(
