@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +142,27 @@ def save_policy(tiny_backbone: Path, tiny_fields: dict[str, Any]) -> Callable[..
         return folder
 
     return save
+
+
+@pytest.fixture
+def loopback_hub(tmp_path: Path) -> Iterator[Any]:
+    """A running `LoopbackHub` (loopback_hub.py) without repositories."""
+    with load_beside("loopback_hub").LoopbackHub(tmp_path / "hub_server") as hub:
+        yield hub
+
+
+@pytest.fixture(scope="session")
+def tiny_priors() -> Any:
+    """The module tiny_priors.py: bodies that swing, and priors that are trained on their motion in seconds."""
+    return load_beside("tiny_priors")
+
+
+def load_beside(name: str) -> Any:
+    """The module `name` beside this file; tests are no package that could import it."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from priorvla.configuration.embodiment import Embodiment
-from priorvla.training.data.lerobot_reader import load_trajectories
 from priorvla.training.data.lerobot_writer import LeRobotDatasetWriter
+from priorvla.training.data.readers import load_trajectories
 
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"
 

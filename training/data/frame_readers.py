@@ -62,7 +62,8 @@ class ParquetImages:
     def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         changed = self._file.stat().st_mtime_ns if self._file.exists() else 0
         encoded = _encoded_images(self._file, self._column, *self._rows, changed)
-        frames = {index: self._decode(encoded[index], index) for index in set(indices)}
+        where = f"{self._file}: column {self._column!r}, row"
+        frames = {index: decoded_image(encoded[index], f"{where} {self._rows[0] + index}") for index in set(indices)}
         first = frames[indices[0]]
         for index, frame in frames.items():
             if frame.shape != first.shape:
@@ -71,16 +72,6 @@ class ParquetImages:
                     f"{self._file}: {self._column!r} is {frame.shape} in row {row}, others are {first.shape}"
                 )
         return np.stack([frames[index] for index in indices])
-
-    def _decode(self, content: bytes | None, index: int) -> NDArray[np.uint8]:
-        where = f"{self._file}: column {self._column!r}, row {self._rows[0] + index}"
-        if content is None:
-            raise ValueError(f"{where}: the image has no bytes: write the dataset with its images embedded")
-        try:
-            with Image.open(io.BytesIO(content)) as image:
-                return np.asarray(image.convert("RGB"))
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{where}: not a readable image ({error}): record the episode again") from error
 
 
 class VideoFrames:
@@ -100,7 +91,8 @@ class VideoFrames:
     def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         if not self._file.is_file():
             raise FileNotFoundError(
-                f"{self._file}: the video is missing: download it, or read the dataset without frames (frames=False)"
+                f"{self._file}: the video is missing: download it, choose episodes that have theirs (episodes=), or "
+                "read the dataset without frames (frames=False)"
             )
         import av
 
@@ -159,6 +151,17 @@ class VideoFrames:
         return float((frame.pts - start) * stream.time_base)
 
 
+def decoded_image(content: bytes | None, where: str) -> NDArray[np.uint8]:
+    """A PNG, JPEG, ... image as (h, w, 3) RGB. Raises ValueError naming `where` when there is none or it is damaged."""
+    if content is None:
+        raise ValueError(f"{where}: the image has no bytes: write the dataset with its images embedded")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{where}: not a readable image ({error}): record the episode again") from error
+
+
 @lru_cache(maxsize=4)
 def _encoded_images(file: Path, column: str, start: int, stop: int, changed: int) -> list[bytes | None]:
     """Encoded images of the rows [start, stop), from their row groups only; `changed` tells a rewritten file."""
@@ -175,4 +178,4 @@ def _encoded_images(file: Path, column: str, start: int, stop: int, changed: int
     return [image["bytes"] if isinstance(image, dict) else image for image in images]
 
 
-__all__ = ["EpisodeFrames", "ParquetImages", "VideoFrames"]
+__all__ = ["CameraFrames", "EpisodeFrames", "ParquetImages", "VideoFrames", "decoded_image"]

@@ -1,61 +1,60 @@
-"""Reads LeRobot datasets (v3.0) into trajectories: the few numeric columns at once, frames only when asked for."""
+"""Reads LeRobot datasets into trajectories: the few numeric columns at once, frames only when asked for."""
 
 from __future__ import annotations
 
-import re
+import glob
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...configuration.embodiment import Embodiment
 from .frame_readers import CameraFrames, EpisodeFrames, ParquetImages, VideoFrames
 from .lerobot_fingerprint import dataset_fingerprint
-from .lerobot_layout import ACTION, EMBODIMENT_FILE, STATE, EpisodeRecord, LeRobotLayout, read_json, read_layout
-from .lerobot_parquet import integer_column, matrix_column, read_columns
+from .lerobot_layout import ACTION, EMBODIMENT_FILE, STATE, EpisodeRecord, LeRobotLayout
+from .lerobot_metadata import read_json, read_layout
+from .lerobot_parquet import episode_rows, integer_column, matrix_column, read_columns
 from .trajectory import FrameReader, Trajectory, TrajectorySource
 
-HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
-
-def load_trajectories(
-    path: str | Path,
+def read_lerobot(
+    root: Path,
     *,
     embodiment: Embodiment | None = None,
     episodes: Sequence[int] | None = None,
     frames: bool = False,
+    fetch: Callable[[Sequence[str]], Any] | None = None,
 ) -> TrajectorySource:
-    """Reads a LeRobot v3.0 dataset.
-
-    Args:
-        path: a dataset folder, or the Hub id of a dataset (`owner/name`), of which only `meta/` and `data/` are fetched
-            (and `videos/` with `frames`).
-        embodiment: the body that made the data. Default: `meta/embodiment.json`, which our writer leaves there;
-            otherwise inferred from `meta/info.json` (robot type, dimension names, fps, cameras; no statistics).
-        episodes: episode indices to read, in this order. Default: all.
-        frames: whether trajectories get a frame reader. Without it no image or video is opened; with it they are
-            opened when a frame is read, so that a missing video is an error only then.
+    """Reads the LeRobot dataset (v2.0, v2.1, v3.0) in folder `root`; see `load_trajectories` for arguments and errors.
 
     An episode annotated with several tasks takes the first (with a warning). The fingerprint is that of
-    `dataset_fingerprint`, the videos included when `frames` is set.
+    `dataset_fingerprint`, over the files of the episodes read, with their videos when `frames` is set.
 
-    Raises:
-        FileNotFoundError: there is no such dataset, or one of its files is missing.
-        ValueError: on another version of the format, a damaged file, a missing column, a value that is missing or not
-            finite, dims or rate that disagree with the embodiment, an episode without steps, an unknown episode; names
-            file, key and value.
+    `fetch` is called with patterns of the data files and videos that are needed, before they are read.
     """
-    root = _dataset_folder(path, frames)
     layout = read_layout(root)
     body = embodiment if embodiment is not None else _stored_embodiment(layout)
     _require_match(body, layout)
     if frames and not layout.cameras:
         raise ValueError(f"{layout.info_file}: features has no image or video: this dataset has no frames to read")
     records = _selected(layout, episodes)
+    data_files = [record.data_file for record in records]
+    cameras = set(layout.cameras.values()) if frames else set()
+    videos = [span.file for record in records for key, span in record.videos.items() if key in cameras]
+    if fetch is not None:
+        fetch(_patterns(root, [*data_files, *videos], whole=episodes is None))
     trajectories = _read_trajectories(layout, records, frames)
-    return TrajectorySource(root, dataset_fingerprint(root, videos=frames), body, trajectories)
+    return TrajectorySource(root, dataset_fingerprint(root, data_files, videos), body, trajectories)
+
+
+def _patterns(root: Path, files: Sequence[Path], *, whole: bool) -> list[str]:
+    """Patterns of the Hub that match `files`; for a `whole` dataset a few, as every pattern is tried on every file."""
+    places = [file.relative_to(root) for file in dict.fromkeys(files)]
+    if whole:
+        return sorted({f"{glob.escape(place.parts[0])}/*{place.suffix}" for place in places})
+    return [glob.escape(place.as_posix()) for place in places]
 
 
 def _read_trajectories(layout: LeRobotLayout, records: list[EpisodeRecord], frames: bool) -> list[Trajectory]:
@@ -84,7 +83,7 @@ class _DataFile:
         )
         self._timestamps = matrix_column(table, "timestamp", 1, file)[:, 0].astype(np.float64)
         self._tasks = integer_column(table, "task_index", file)
-        self._rows = _episode_rows(integer_column(table, "episode_index", file), file)
+        self._rows = episode_rows(integer_column(table, "episode_index", file), "episode_index", file)
 
     def trajectory(self, record: EpisodeRecord, frames: bool) -> Trajectory:
         start, stop = self._rows.get(record.index, (0, 0))
@@ -107,10 +106,10 @@ class _DataFile:
 
     def _task(self, rows: slice, record: EpisodeRecord) -> str:
         indices = self._tasks[rows]
-        unknown = [int(index) for index in indices if int(index) not in self._layout.tasks]
+        unknown = [index for index in np.unique(indices).tolist() if index not in self._layout.tasks]
         if unknown:
             raise ValueError(
-                f"{self._file}: episode {record.index} has task_index {unknown[0]}, which meta/tasks.parquet lacks"
+                f"{self._file}: episode {record.index} has task_index {unknown[0]}, which the tasks in meta/ lack"
             )
         task = self._layout.tasks[int(indices[0])]
         if (indices != indices[0]).any():
@@ -128,26 +127,11 @@ class _DataFile:
         return EpisodeFrames(cameras, record.length, f"{self._file}: episode {record.index}")
 
 
-def _episode_rows(episode_index: NDArray[np.int64], file: Path) -> dict[int, tuple[int, int]]:
-    """(first row, row after the last) by episode index. Raises ValueError when an episode's rows lie apart."""
-    if not len(episode_index):
-        return {}
-    starts = [0, *(np.flatnonzero(np.diff(episode_index)) + 1).tolist()]
-    stops = [*starts[1:], len(episode_index)]
-    rows: dict[int, tuple[int, int]] = {}
-    for start, stop in zip(starts, stops, strict=True):
-        episode = int(episode_index[start])
-        if episode in rows:
-            raise ValueError(f"{file}: column 'episode_index': episode {episode} starts again in row {start}")
-        rows[episode] = (start, stop)
-    return rows
-
-
 def _selected(layout: LeRobotLayout, episodes: Sequence[int] | None) -> list[EpisodeRecord]:
     by_index = {record.index: record for record in layout.episodes}
     if episodes is None and layout.total_episodes not in (None, len(layout.episodes)):
         raise ValueError(
-            f"{layout.info_file}: total_episodes is {layout.total_episodes}, meta/episodes lists {len(by_index)}: the "
+            f"{layout.info_file}: total_episodes is {layout.total_episodes}, meta/ lists {len(by_index)} episodes: the "
             "dataset is incomplete, download it again or name the episodes to read"
         )
     for index in episodes if episodes is not None else ():
@@ -196,23 +180,4 @@ def _require_match(embodiment: Embodiment, layout: LeRobotLayout) -> None:
         )
 
 
-def _dataset_folder(path: str | Path, frames: bool) -> Path:
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise FileNotFoundError(f"{folder} is a file: pass the dataset's folder")
-    if not HUB_ID.fullmatch(str(path)):
-        raise FileNotFoundError(f"{folder} does not exist: pass a dataset's folder or its Hub id (owner/name)")
-    from huggingface_hub import snapshot_download
-
-    patterns = ["meta/**", "data/**", *(["videos/**"] if frames else [])]
-    try:
-        return Path(snapshot_download(str(path), repo_type="dataset", allow_patterns=patterns))
-    except Exception as error:
-        raise FileNotFoundError(
-            f"{path} is neither a folder here nor could it be fetched as a dataset from the Hub: {error}"
-        ) from error
-
-
-__all__ = ["load_trajectories"]
+__all__ = ["read_lerobot"]

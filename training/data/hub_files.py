@@ -1,0 +1,42 @@
+"""Files of a dataset on the Hub, fetched when they are needed and never more than those."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+
+
+class HubDataset:
+    """A dataset repository `owner/name`, of which files are fetched into the Hub's cache part by part.
+
+    The first part settles the commit, the others are of the same one. Offline (`HF_HUB_OFFLINE=1`), or when the Hub is
+    out of reach, what lies in the cache is taken; offline the Hub is never called.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._commit: str | None = None
+
+    def fetch(self, patterns: Sequence[str]) -> Path:
+        """The folder that holds all files that match one of `patterns` (and others fetched before).
+
+        Raises FileNotFoundError when there is no such dataset, or neither the Hub nor the cache has it.
+        """
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(
+                snapshot_download(self.name, repo_type="dataset", revision=self._commit, allow_patterns=list(patterns))
+            )
+        except Exception as error:
+            raise FileNotFoundError(
+                f"{self.name} is neither a folder here nor could it be fetched as a dataset from the Hub: {error}"
+            ) from error
+        self._commit = folder.name
+        return folder
+
+
+__all__ = ["HUB_ID", "HubDataset"]
