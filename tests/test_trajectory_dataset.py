@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from priorvla.configuration.embodiment import Embodiment, NormalizationMode
+from priorvla.configuration.rotations import RotationGroup
+from priorvla.training.data import embodiment_fitting, mixture_sampler
 from priorvla.training.data.trajectory import Trajectory, TrajectorySource
 from priorvla.training.data.trajectory_dataset import (
     MixtureSampler,
@@ -115,6 +117,105 @@ def test_the_checkpoints_statistics_normalise_and_not_the_sources_own(bodies):
     assert close(batch["actions"][:, :4], source.trajectories[0].actions[:H])
 
 
+def test_a_window_outside_the_dataset_is_an_index_error(bodies):
+    dataset = TrajectoryDataset([make_source(bodies[0], [5, 8])], bodies, H)
+    for index in (13, -1):
+        with pytest.raises(IndexError, match="of 13"):
+            dataset.__getitems__([0, index])
+
+
+def test_a_body_without_states_has_windows_of_actions_alone(bodies):
+    blind = replace(bodies[0], state_names=[], reference_dims=[None] * 4, state_statistics=None)
+    batch = TrajectoryDataset([make_source(blind, [6])], [blind], H).__getitems__([0, 5])
+    assert batch["states"].shape == (2, H, 0) and batch["state"].shape == (2, 0)
+    assert batch["action_mask"].sum((1, 2)).tolist() == [16, 4]
+
+
+# --- what is learned --------------------------------------------------------------------------------------------------
+
+
+def follower(name="follower", kind="absolute") -> Embodiment:
+    """Three joints whose actions are targets of the joints' own states, learned as `kind`."""
+    joints = ["shoulder", "elbow", "wrist"]
+    plain = NormalizationMode.IDENTITY
+    body = Embodiment(name, joints, joints, 10.0, action_normalization=plain, state_normalization=plain)
+    return body if kind == "absolute" else body.learning(kind)
+
+
+def learned_by_hand(trajectory, step, size, kind) -> np.ndarray:
+    """`size` actions from `step` on as differences: to the state at `step`, or to the action before."""
+    actions, state = trajectory.actions[step : step + size], trajectory.states[step]
+    if kind == "relative":
+        return actions - state
+    return np.diff(np.concatenate([state[None], actions]), axis=0)
+
+
+@pytest.mark.parametrize("kind", ["relative", "delta"])
+def test_learned_actions_are_compared_with_the_raw_state_at_a_windows_first_step(kind):
+    body = follower(kind=kind)
+    source = make_source(body, [6, 9])
+    dataset = TrajectoryDataset([source], [body], H, history_size=3)
+    trajectory, batch = source.trajectories[1], dataset.__getitems__([6, 8, 13])  # steps 0, 2 and 7 of the second
+    for row, (step, ahead) in enumerate(((0, 4), (2, 4), (7, 2))):
+        assert close(batch["actions"][row, :ahead], learned_by_hand(trajectory, step, ahead, kind))
+        assert not batch["actions"][row, ahead:].any() and not batch["action_mask"][row, ahead:].any()
+        assert close(batch["states"][row, :ahead], trajectory.states[step : step + ahead])  # never relative
+        assert np.array_equal(dataset.first_states([6, 8, 13])[row], trajectory.states[step])
+    for row, (step, behind) in enumerate(((0, 0), (2, 2), (7, 3))):
+        past = batch["history_actions"][row, 3 - behind :]
+        assert close(past, learned_by_hand(trajectory, step - behind, behind, kind))
+        assert not batch["history_actions"][row, : 3 - behind].any()
+
+
+@pytest.mark.parametrize("kind", ["relative", "delta"])
+def test_statistics_of_learned_actions_are_those_of_all_steps_of_all_windows(kind):
+    body = follower(kind=kind)
+    sources = [make_source(body, [6, 9]), make_source(body, [3], seed=1)]
+    (fitted,) = fit_embodiments(sources, chunk_size=H)
+    steps = [
+        learned_by_hand(trajectory, step, H, kind)
+        for source in sources
+        for trajectory in source.trajectories
+        for step in range(len(trajectory))
+    ]
+    values = np.concatenate(steps)
+    statistics = fitted.action_statistics
+    assert statistics.count == len(values) and fitted.state_statistics.count == 18
+    for name, expected in (("mean", values.mean(0)), ("std", values.std(0)), ("max", values.max(0))):
+        assert np.allclose(getattr(statistics, name), expected, atol=1e-6), name
+    assert np.allclose(statistics.q99, np.quantile(values, 0.99, axis=0), atol=1e-6)
+    with pytest.raises(ValueError, match=r"'follower' learns relative or delta actions.*chunk_size="):
+        fit_embodiments(sources)
+
+
+def test_statistics_do_not_depend_on_the_blocks_in_which_they_are_fitted(bodies, monkeypatch):
+    sources = [make_source(bodies[0], [9, 30, 2]), make_source(follower(kind="delta"), [17, 5])]
+    at_once = fit_embodiments(sources, chunk_size=H)
+    monkeypatch.setattr(embodiment_fitting, "BLOCK_VALUES", 40)
+    for whole, part in zip(at_once, fit_embodiments(iter(sources), chunk_size=H), strict=True):
+        for label in ("action_statistics", "state_statistics"):
+            ours, theirs = (np.array(list(vars(getattr(body, label)).values())[:-1]) for body in (whole, part))
+            assert np.allclose(ours, theirs, atol=1e-9)
+
+
+def test_a_rotation_is_gathered_padded_and_counted_in_the_models_six_dims():
+    turning = Embodiment(
+        name="turning",
+        action_names=["x", "qx", "qy", "qz", "qw"],
+        state_names=["x"],
+        control_rate=10.0,
+        rotations=[RotationGroup(action_dims=[1, 2, 3, 4], state_dims=[], representation="quaternion_xyzw")],
+    )
+    source = make_source(turning, [8])
+    for trajectory in source.trajectories:
+        trajectory.actions[:, 1:] /= np.linalg.norm(trajectory.actions[:, 1:], axis=1, keepdims=True)
+    fitted = fit_embodiments([source])
+    assert expert_dims(fitted)["action_dims"] == [7] and fitted[0].action_statistics.dim == 7
+    batch = TrajectoryDataset([source], fitted, H).__getitems__([2])
+    assert batch["actions"].shape == (1, H, 7) and batch["action_mask"].all()
+    assert close(batch["actions"][0], fitted[0].normalize_actions(source.trajectories[0].actions[2 : 2 + H]))
+
+
 # --- what is drawn ----------------------------------------------------------------------------------------------------
 
 
@@ -142,6 +243,42 @@ def test_with_weights_a_source_is_drawn_by_its_weight_and_its_windows_evenly(bod
     again = list(sampler)
     sampler.set_epoch(1)
     assert again == drawn.tolist() != list(sampler)
+
+
+@pytest.fixture
+def small_pools(monkeypatch):
+    """Pools of 64 windows, of blocks of 8: what a store of millions of windows is drawn by."""
+    monkeypatch.setattr(mixture_sampler, "POOL_WINDOWS", 64)
+    monkeypatch.setattr(mixture_sampler, "BLOCK_WINDOWS", 8)
+    monkeypatch.setattr(mixture_sampler, "LEAST_BLOCKS", 4)
+
+
+def test_an_epoch_of_many_pools_shows_every_window_once_and_few_places_at_a_time(bodies, small_pools):
+    dataset = TrajectoryDataset([make_source(body, [500, 300]) for body in bodies], bodies, H)
+    drawn = list(MixtureSampler(dataset, seed=0))
+    assert sorted(drawn) == list(range(1600))
+    pools = np.array(drawn).reshape(-1, 64) // 8
+    places = [len(set(pool.tolist())) for pool in pools]
+    assert max(places) < 30  # a uniform shuffle shows about 55 of the 200
+    assert np.mean([len(set((pool >= 100).tolist())) for pool in pools]) > 1.9  # both bodies in almost every pool
+
+
+def test_of_a_source_that_weighs_little_an_epoch_takes_windows_from_all_over_it_and_none_twice(bodies, small_pools):
+    sources = [make_source(bodies[0], [800]), make_source(bodies[1], [800], seed=1)]
+    sampler = MixtureSampler(TrajectoryDataset(sources, bodies, H, weights=[1, 9]), seed=0)
+    drawn = np.array(list(sampler))
+    little, much = drawn[drawn < 800], drawn[drawn >= 800] - 800
+    assert len(drawn) == 1600 and len(little) == len(set(little.tolist())) == 160
+    assert np.histogram(little, bins=8, range=(0, 800))[0].tolist() == pytest.approx([20] * 8, abs=8)
+    assert set(np.bincount(much, minlength=800).tolist()) == {1, 2}
+    sampler.set_epoch(1)
+    assert set(little.tolist()) != {window for window in sampler if window < 800}
+
+
+def test_a_source_without_episodes_is_never_drawn_whatever_its_weight(bodies):
+    sources = [make_source(bodies[0], [5]), make_source(bodies[0], []), make_source(bodies[1], [3])]
+    sampler = MixtureSampler(TrajectoryDataset(sources, bodies, H, weights=[1, 5, 1]), seed=0)
+    assert np.bincount(list(sampler), minlength=8)[:5].sum() == 4
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -2.0], [1.0, float("nan")], [1.0, float("inf")]])

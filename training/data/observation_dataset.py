@@ -48,9 +48,10 @@ class ObservationDataset(Dataset):
         self._owner = torch.repeat_interleave(torch.arange(len(sources)), counts)
         self._first = torch.cumsum(counts, 0) - counts
         self._prepare(max_cache_gb)
-        texts = sorted({trajectory.task for trajectory in windows.trajectories})
-        self._text_of = torch.tensor([texts.index(trajectory.task) for trajectory in windows.trajectories])
-        self._language, self._language_mask = encode_instructions(texts, backbone, processor)
+        tasks = [trajectory.task for source in sources for trajectory in source.trajectories]
+        texts = {task: index for index, task in enumerate(sorted(set(tasks)))}
+        self._text_of = torch.tensor([texts[task] for task in tasks])
+        self._language, self._language_mask = encode_instructions(list(texts), backbone, processor)
 
     def __len__(self) -> int:
         return len(self.windows)

@@ -1,34 +1,33 @@
-"""Windows over trajectories: normalised, padded and masked batches, cut by vectorised indexing."""
+"""Windows over trajectories: normalised, padded and masked batches, gathered from flat arrays of raw steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from ...configuration.embodiment import Embodiment, NormalizationMode
-from .trajectory import Trajectory, TrajectorySource
+from ...configuration.embodiment import Embodiment
+from .embodiment_fitting import cameras_by_embodiment, checkpoint_id, expert_dims, fit_embodiments, split_episodes
+from .mixture_sampler import MixtureSampler
+from .trajectory import TrajectorySource
+from .trajectory_store import TrajectoryStore
 
-# What data and checkpoint must agree on for a body's numbers to mean the same, dims first: they tell the most.
-BODY_KEYS = ("action_dim", "state_dim", "action_names", "state_names", "control_rate", "action_kinds", "gripper_dims")
-NORMALIZATION_KEYS = ("action_normalization", "state_normalization", "minimum_range")  # and datasets with each other
-SHOWN_ENTRIES = 8  # of a list in an error
+RELEASE_WINDOWS = 1 << 17  # gathered, after which a mapped store's pages leave the process's memory
 
 
 class TrajectoryDataset(Dataset):
     """Every window of `chunk_size` steps of the given sources, as the models want it.
 
-    All steps are normalised once and lie in two flat arrays; a batch is one gather. A window starts at every
-    `stride`-th step of an episode and may run over its end: steps beyond are zero and masked.
+    Raw steps lie in the flat arrays of a `TrajectoryStore`; a batch is gathered, normalised and padded body by body. A
+    window starts at every `stride`-th step of an episode and may run over its end: steps beyond are zero and masked.
+    What relative actions are compared with is the raw state at a window's first real step.
 
     Args:
-        sources: datasets, of any bodies.
+        sources: datasets, of any bodies, or a store of them; of a mapped store only what is drawn is read.
         embodiments: the checkpoint's embodiments with statistics, in the order of their ids; see `fit_embodiments`.
         chunk_size: steps in a window, H.
         history_size: steps of the past window; 0 leaves it out. Short pasts are padded in front and masked.
@@ -37,16 +36,16 @@ class TrajectoryDataset(Dataset):
 
     Indexing with a list gives a batch: `actions` (B, H, D), `action_mask` (B, H, D), `states` (B, H, S), `state`
     (B, S), `embodiment_ids` (B,), and `history_states`, `history_actions`, `history_mask` (B, H_hist, ·) when asked
-    for.
+    for; D and S are the widest model dims of `embodiments`.
 
     Raises:
-        ValueError: no source, a source of an embodiment that is not in `embodiments` or describes it differently
+        ValueError: no trajectory, a source of an embodiment that is not in `embodiments` or describes it differently
             (dims, names, rate, kinds of action, gripper), a weight that is not positive.
     """
 
     def __init__(
         self,
-        sources: Sequence[TrajectorySource],
+        sources: Sequence[TrajectorySource] | TrajectoryStore,
         embodiments: Sequence[Embodiment],
         chunk_size: int,
         *,
@@ -54,8 +53,8 @@ class TrajectoryDataset(Dataset):
         stride: int = 1,
         weights: Sequence[float] | None = None,
     ) -> None:
-        trajectories = [trajectory for source in sources for trajectory in source.trajectories]
-        if not trajectories:
+        store = sources if isinstance(sources, TrajectoryStore) else TrajectoryStore.from_sources(sources)
+        if not len(store):
             raise ValueError("a TrajectoryDataset needs at least one trajectory: the sources given have none")
         for name, value, least in (
             ("chunk_size", chunk_size, 1),
@@ -64,216 +63,138 @@ class TrajectoryDataset(Dataset):
         ):
             if value < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
-        if weights is not None and (len(weights) != len(sources) or not all(0 < w < np.inf for w in weights)):
-            raise ValueError(f"weights={list(weights)} must be positive, one for each of the {len(sources)} sources")
-        self.trajectories: list[Trajectory] = trajectories
-        self.embodiments = list(embodiments)
-        self.chunk_size, self.history_size = chunk_size, history_size
-        ids = np.concatenate([_embodiment_ids(source, self.embodiments) for source in sources])
-        self._embodiment_of = torch.from_numpy(ids)
-        self._dims = torch.tensor([embodiment.action_dim for embodiment in self.embodiments])
-        self._states = self._normalized("state", ids)
-        self._actions = self._normalized("action", ids)
-        lengths = np.array([len(trajectory) for trajectory in trajectories])
-        self._start = torch.from_numpy(np.cumsum(lengths) - lengths)
-        self._stop = torch.from_numpy(np.cumsum(lengths))
-        self._window_trajectory = torch.from_numpy(np.repeat(np.arange(len(lengths)), -(-lengths // stride)))
-        within = np.concatenate([np.arange(0, length, stride) for length in lengths])
-        self._window_step = self._start[self._window_trajectory] + torch.from_numpy(within)
-        self._source_of = np.repeat(np.arange(len(sources)), [len(source) for source in sources])
+        if weights is not None and (len(weights) != len(store.sources) or not all(0 < w < np.inf for w in weights)):
+            raise ValueError(
+                f"weights={list(weights)} must be positive, one for each of the {len(store.sources)} sources"
+            )
+        self.store, self.embodiments = store, list(embodiments)
+        self.chunk_size, self.history_size, self.stride = chunk_size, history_size, stride
         self.source_weights = None if weights is None else [float(weight) for weight in weights]
+        ids = {source.embodiment.name: checkpoint_id(source, self.embodiments) for source in store.sources}
+        self._ids = np.array([ids[name] for name in store.bodies])
+        self._bodies = [
+            _BodySteps(states, actions, self.embodiments[ids[name]])
+            for name, states, actions in zip(store.bodies, store.states, store.actions, strict=True)
+        ]
+        dims = np.array([embodiment.model_action_dim for embodiment in self.embodiments])
+        self._widths = int(dims.max()), max(embodiment.model_state_dim for embodiment in self.embodiments)
+        self._own_dims = np.arange(self._widths[0]) < dims[:, None]
+        counts = -(-store.episodes.length // stride)
+        self._first_window = np.cumsum(counts) - counts
+        self._length = int(counts.sum())
+        self._gathered = 0
 
     def __len__(self) -> int:
-        return len(self._window_step)
+        return self._length
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {key: value[0] for key, value in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """The batch of the windows `indices`."""
-        chosen = torch.as_tensor(indices)
-        now, trajectory = self._window_step[chosen], self._window_trajectory[chosen]
-        ids = self._embodiment_of[trajectory]
-        ahead = now[:, None] + torch.arange(self.chunk_size)
-        actions, states, mask = self._gather(ahead, trajectory, ids)
+        """The batch of the windows `indices`. Raises IndexError when there is no such window."""
+        episode, step = self._locate(indices)
+        episodes = self.store.episodes
+        body, start = episodes.body[episode], episodes.start[episode]
+        ids = self._ids[body]
+        size = self.chunk_size
+        ahead = np.minimum(episodes.length[episode] - step, size)
+        actions, states = self._gather(body, start + step, size)
+        inside = np.arange(size) < ahead[:, None]
+        actions[~inside] = 0
+        states[~inside] = 0
         batch = {
             "actions": actions,
-            "action_mask": mask,
+            "action_mask": inside[:, :, None] & self._own_dims[ids][:, None],
             "states": states,
-            "state": self._states[now],
+            "state": states[:, 0].copy(),
             "embodiment_ids": ids,
         }
         if self.history_size:
-            behind = now[:, None] - torch.arange(self.history_size, 0, -1)
-            actions, states, mask = self._gather(behind, trajectory, ids)
-            batch |= {"history_actions": actions, "history_states": states, "history_mask": mask}
-        return batch
+            batch |= self._history(body, start, step)
+        self._release(len(ids))
+        return {key: torch.from_numpy(value) for key, value in batch.items()}
 
     def frame_of(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """For windows: the trajectory's position in `.trajectories` and the step within it at which each starts."""
-        chosen = torch.as_tensor(indices)
-        trajectory = self._window_trajectory[chosen]
-        return trajectory, self._window_step[chosen] - self._start[trajectory]
+        """For windows: the episode's position among all sources' episodes, and the step in it at which each starts."""
+        episode, step = self._locate(indices)
+        return torch.from_numpy(episode), torch.from_numpy(step)
 
-    def windows_by_source(self) -> list[Tensor]:
+    def first_states(self, indices: Sequence[int]) -> list[NDArray[np.float32]]:
+        """For windows: the raw state (S,) at which each starts, from which relative actions become absolute."""
+        episodes = self.store.episodes
+        places = ((episodes.body[e], episodes.start[e] + s) for e, s in zip(*self._locate(indices), strict=True))
+        return [self.store.states[body][row].copy() for body, row in places]
+
+    def windows_by_source(self) -> list[range]:
         """For every source, the indices of its windows."""
-        owner = torch.from_numpy(self._source_of)[self._window_trajectory]
-        return [(owner == index).nonzero().squeeze(-1) for index in range(int(self._source_of.max()) + 1)]
+        episodes = [source.episodes for source in self.store.sources]
+        ends = np.append(self._first_window, self._length)[np.cumsum(episodes)].tolist()
+        return [range(first, end) for first, end in zip([0, *ends[:-1]], ends, strict=True)]
 
-    def _gather(self, steps: Tensor, trajectory: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        inside = (steps >= self._start[trajectory][:, None]) & (steps < self._stop[trajectory][:, None])
-        steps = steps.clamp(0, len(self._actions) - 1)
-        own = torch.arange(self._actions.shape[1]) < self._dims[ids][:, None]
-        actions = self._actions[steps] * inside[..., None]
-        states = self._states[steps] * inside[..., None]
-        return actions, states, inside[..., None] & own[:, None]
+    def _locate(self, indices: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The episode of each window, and the step in it at which it starts."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        if chosen.view(np.uint64).max(initial=0) >= self._length:  # unsigned, a negative index is a large one
+            raise IndexError(f"windows {chosen.min()} to {chosen.max()} of {self._length}")
+        episode = np.searchsorted(self._first_window, chosen, side="right") - 1
+        return episode, (chosen - self._first_window[episode]) * self.stride
 
-    def _normalized(self, label: str, ids: NDArray[np.int64]) -> Tensor:
-        """All steps of all trajectories (N, widest), normalised by their own embodiment and padded with zeros."""
-        widest = max(getattr(embodiment, f"{label}_dim") for embodiment in self.embodiments)
-        total = sum(len(trajectory) for trajectory in self.trajectories)
-        flat = np.zeros((total, widest), dtype=np.float32)
-        row = 0
-        for trajectory, index in zip(self.trajectories, ids, strict=True):
-            embodiment = self.embodiments[index]
-            if label == "action":
-                values = embodiment.normalize_actions(trajectory.actions)
-            else:
-                values = embodiment.normalize_state(trajectory.states)
-            flat[row : row + len(values), : values.shape[1]] = values
-            row += len(values)
-        return torch.from_numpy(flat)
+    def _history(
+        self, body: NDArray[np.int32], start: NDArray[np.int64], step: NDArray[np.int64]
+    ) -> dict[str, NDArray]:
+        """The `history_size` steps before `step`, fewer at the start of an episode.
 
+        Gathered from the first real one, so that it is what the others are compared with, then moved to the end.
+        """
+        size = self.history_size
+        behind = np.minimum(step, size)
+        actions, states = self._gather(body, start + step - behind, size)
+        place = np.arange(size) - (size - behind)[:, None]
+        inside = (place >= 0)[:, :, None]
+        place = np.maximum(place, 0)[:, :, None]
+        return {
+            "history_actions": np.take_along_axis(actions, place, 1) * inside,
+            "history_states": np.take_along_axis(states, place, 1) * inside,
+            "history_mask": inside & self._own_dims[self._ids[body]][:, None],
+        }
 
-class MixtureSampler(Sampler[int]):
-    """Window indices for one epoch: a shuffle of all, or, with source weights, as many draws with replacement.
+    def _gather(
+        self, body: NDArray[np.int32], first: NDArray[np.int64], size: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Normalised actions (B, size, D) and states (B, size, S) of `size` rows from `first` on, whoever owns them."""
+        parts = []
+        for index in np.flatnonzero(np.bincount(body)):
+            rows = np.flatnonzero(body == index)
+            parts.append((rows, *self._bodies[index].windows(first[rows], size)))
+        if len(parts) == 1 and (parts[0][1].shape[2], parts[0][2].shape[2]) == self._widths:
+            return parts[0][1:]
+        actions, states = (np.zeros((len(first), size, width), dtype=np.float32) for width in self._widths)
+        for rows, own_actions, own_states in parts:
+            actions[rows, :, : own_actions.shape[2]] = own_actions
+            states[rows, :, : own_states.shape[2]] = own_states
+        return actions, states
 
-    The order is a function of `seed` and the epoch alone, so a resumed run continues exactly.
-    """
-
-    def __init__(self, dataset: TrajectoryDataset, seed: int) -> None:
-        self.windows = dataset.windows_by_source()
-        self.weights = dataset.source_weights
-        self.length, self.seed, self.epoch = len(dataset), seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        if self.weights is None:
-            return iter(torch.randperm(self.length, generator=generator).tolist())
-        drawn = torch.multinomial(torch.tensor(self.weights), self.length, replacement=True, generator=generator)
-        uniform = torch.rand(self.length, generator=generator, dtype=torch.float64)
-        counts = torch.tensor([len(windows) for windows in self.windows])
-        offsets = torch.cumsum(counts, 0) - counts
-        position = (uniform * counts[drawn]).long() + offsets[drawn]
-        return iter(torch.cat(self.windows)[position].tolist())
+    def _release(self, windows: int) -> None:
+        self._gathered += windows
+        if self._gathered >= RELEASE_WINDOWS:
+            self.store.release()
+            self._gathered = 0
 
 
-def fit_embodiments(sources: Sequence[TrajectorySource]) -> list[Embodiment]:
-    """The sources' embodiments, in order of first appearance, with statistics over all steps of all their sources.
+class _BodySteps:
+    """All steps of one body, and how they are normalised."""
 
-    Raises ValueError when two sources describe an embodiment of one name differently, by key and both values.
-    """
-    cameras = cameras_by_embodiment(sources)
-    fitted: dict[str, Embodiment] = {}
-    for source in sources:
-        known = fitted.setdefault(source.embodiment.name, source.embodiment)
-        if (difference := _difference(known, source.embodiment, (*BODY_KEYS, *NORMALIZATION_KEYS))) is not None:
-            key, ours, theirs = difference
-            raise ValueError(
-                f"{source.root}: embodiment {known.name!r} has {key}={theirs}, another source has {ours}: give one "
-                "of them another name"
-            )
-    for name, embodiment in fitted.items():
-        own = [trajectory for source in sources if source.embodiment.name == name for trajectory in source.trajectories]
-        states = np.concatenate([trajectory.states for trajectory in own])
-        actions = np.concatenate([trajectory.actions for trajectory in own])
-        fitted[name] = replace(embodiment, cameras=cameras[name]).with_statistics(states, actions)
-    return list(fitted.values())
+    def __init__(self, states: NDArray[np.float32], actions: NDArray[np.float32], embodiment: Embodiment) -> None:
+        self._states, self._actions = states, actions
+        self._normalizer = embodiment.batch_normalizer()
+        self._needs_reference = embodiment.needs_reference
 
-
-def cameras_by_embodiment(sources: Sequence[TrajectorySource]) -> dict[str, list[str]]:
-    """The cameras of every embodiment, by its name; a source that has none (motion alone) agrees with every other.
-
-    Raises ValueError when two sources of one embodiment have different cameras, or the same in another order.
-    """
-    cameras: dict[str, list[str]] = {}
-    for source in sources:
-        name, theirs = source.embodiment.name, source.embodiment.cameras
-        known = cameras.get(name) or theirs
-        if theirs and theirs != known:
-            raise ValueError(
-                f"{source.root}: embodiment {name!r} has cameras={theirs!r}, another source has {known!r}: every "
-                "camera has its slot in the model, so write both datasets with the same cameras in the same order, or "
-                "give one body another name"
-            )
-        cameras[name] = known
-    return cameras
-
-
-def expert_dims(embodiments: Sequence[Embodiment]) -> dict[str, Any]:
-    """The fields of an `ExpertConfig` that say for which bodies it is built."""
-    return {
-        "embodiments": [embodiment.name for embodiment in embodiments],
-        "action_dims": [embodiment.action_dim for embodiment in embodiments],
-        "state_dims": [embodiment.state_dim for embodiment in embodiments],
-    }
-
-
-def split_episodes(
-    source: TrajectorySource, holdout: float, seed: int = 0
-) -> tuple[TrajectorySource, TrajectorySource]:
-    """`source` without, and with only, a share `holdout` in [0, 1) of its episodes, drawn by `seed`.
-
-    At least one episode stays in the first.
-    """
-    order = np.random.default_rng(seed).permutation(len(source))
-    held = set(order[: min(round(holdout * len(source)), len(source) - 1)].tolist())
-    parts = []
-    for wanted in (False, True):
-        chosen = [trajectory for index, trajectory in enumerate(source.trajectories) if (index in held) is wanted]
-        parts.append(TrajectorySource(source.root, source.fingerprint, source.embodiment, chosen))
-    return parts[0], parts[1]
-
-
-def _embodiment_ids(source: TrajectorySource, embodiments: Sequence[Embodiment]) -> NDArray[np.int64]:
-    names = [embodiment.name for embodiment in embodiments]
-    theirs = source.embodiment
-    if theirs.name not in names:
-        raise ValueError(f"{source.root}: embodiment {theirs.name!r} is not among the checkpoint's {', '.join(names)}")
-    ours = embodiments[names.index(theirs.name)]
-    if (difference := _difference(ours, theirs, BODY_KEYS)) is not None:
-        key, expected, found = difference
-        raise ValueError(
-            f"{source.root}: embodiment {theirs.name!r} has {key}={found}, the checkpoint was trained with "
-            f"{expected}: use data of the same body, or give this one another name"
-        )
-    return np.full(len(source), names.index(theirs.name))
-
-
-def _difference(ours: Embodiment, theirs: Embodiment, keys: Sequence[str]) -> tuple[str, str, str] | None:
-    """The first of `keys` in which two descriptions of one body disagree, and the two values, as an error shows them.
-
-    Of long lists of one length only the first entry that differs is shown.
-    """
-    for key in keys:
-        mine, other = getattr(ours, key), getattr(theirs, key)
-        if mine == other:
-            continue
-        if isinstance(mine, list) and isinstance(other, list) and len(mine) == len(other) > SHOWN_ENTRIES:
-            index = next(index for index, pair in enumerate(zip(mine, other, strict=True)) if pair[0] != pair[1])
-            key, mine, other = f"{key}[{index}]", mine[index], other[index]
-        return key, _shown(mine), _shown(other)
-    return None
-
-
-def _shown(value: Any) -> str:
-    return repr(value.value if isinstance(value, NormalizationMode) else value)
+    def windows(self, first: NDArray[np.int64], size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Normalised actions (n, size, D) and states (n, size, S); the last row stands for those beyond it."""
+        rows = first[:, None] + np.arange(size)
+        actions, states = (values.take(rows, axis=0, mode="clip") for values in (self._actions, self._states))
+        reference = states[:, 0].copy() if self._needs_reference else None
+        return self._normalizer.actions(actions, reference), self._normalizer.states(states)
 
 
 def whole_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
