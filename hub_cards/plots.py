@@ -7,10 +7,8 @@ and marker in every plot that is given the arms in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,11 +16,19 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from .intervals import difference_interval, wilson_interval
+from .plot_style import (
+    INK,
+    MARKERS,
+    ONE_TWO_FIVE,
+    PAGE,
+    PERCENT,
+    RULE,
+    SERIES,
+    finish_axes,
+    house_style,
+    new_figure,
+)
 
-INK, MUTED, RULE, PAGE = "#1f2a33", "#66727d", "#d9dee3", "#fbfbfa"
-SERIES = ("#2b6cb0", "#cc6d1f", "#2f8566", "#8257a8", "#bd4550", "#7a6a4f")
-MARKERS = ("o", "D", "s", "^", "v", "P")
-WIDTH = 8.4  # inches
 LOSS_BINS = 240
 
 Counts = tuple[int, int]
@@ -38,8 +44,8 @@ def loss_curves(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], ylabel: str =
         ValueError: when there is no curve, or a curve's steps and values differ in length or hold no finite value.
     """
     _require(curves, "loss_curves needs at least one curve")
-    with _style():
-        figure, axes = _new_figure(3.6)
+    with house_style():
+        figure, axes = new_figure(3.6)
         for position, (name, (steps, values)) in enumerate(curves.items()):
             colour = SERIES[position % len(SERIES)]
             x, middle, low, high = _binned(name, steps, values)
@@ -49,11 +55,11 @@ def loss_curves(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], ylabel: str =
             axes.plot(x, middle, color=colour, linewidth=1.7, label=name, marker=marker)
         if log_y:
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(_ONE_TWO_FIVE)
-            axes.yaxis.set_minor_formatter(_ONE_TWO_FIVE)
+            axes.yaxis.set_major_formatter(ONE_TWO_FIVE)
+            axes.yaxis.set_minor_formatter(ONE_TWO_FIVE)
         axes.set_xlabel("training step")
         axes.set_ylabel(ylabel)
-        _finish(axes, legend_columns=len(curves), grid="y")
+        finish_axes(axes, legend_columns=len(curves), grid="y")
     return figure
 
 
@@ -69,8 +75,8 @@ def success_by_task(arms: Mapping[str, Mapping[str, Counts]]) -> Figure:
     tasks = list(dict.fromkeys(task for tasks in arms.values() for task in tasks))
     _require(tasks, "success_by_task needs at least one task")
     spread = _offsets(len(arms), 0.22)
-    with _style():
-        figure, axes = _new_figure(1.0 + len(tasks) * (0.22 + 0.15 * len(arms)))
+    with house_style():
+        figure, axes = new_figure(1.0 + len(tasks) * (0.22 + 0.15 * len(arms)))
         for position, (arm, results) in enumerate(arms.items()):
             rows = [row + spread[position] for row, task in enumerate(tasks) if task in results]
             counts = [results[task] for task in tasks if task in results]
@@ -81,9 +87,9 @@ def success_by_task(arms: Mapping[str, Mapping[str, Counts]]) -> Figure:
         axes.set_ylim(len(tasks) - 0.5, -0.5)
         axes.set_xlim(-0.02, 1.02)
         axes.set_xlabel("success rate, 95 % Wilson interval")
-        axes.xaxis.set_major_formatter(_PERCENT)
+        axes.xaxis.set_major_formatter(PERCENT)
         axes.tick_params(axis="y", labelcolor=INK)
-        _finish(axes, legend_columns=len(arms), grid="x")
+        finish_axes(axes, legend_columns=len(arms), grid="x")
     return figure
 
 
@@ -101,8 +107,8 @@ def success_against_steps(arms: Mapping[str, Mapping[int, Counts]]) -> Figure:
     every_step = sorted({step for results in arms.values() for step in results})
     reach = every_step[-1] - every_step[0] or max(every_step[-1], 1)
     spread = _offsets(len(arms), 0.01 * reach)
-    with _style():
-        figure, axes = _new_figure(3.6)
+    with house_style():
+        figure, axes = new_figure(3.6)
         for position, (arm, results) in enumerate(arms.items()):
             steps = sorted(results)
             places = [step + spread[position] for step in steps]
@@ -115,10 +121,10 @@ def success_against_steps(arms: Mapping[str, Mapping[int, Counts]]) -> Figure:
             axes.set_xticks(every_step)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.yaxis.set_major_formatter(_PERCENT)
+        axes.yaxis.set_major_formatter(PERCENT)
         axes.set_xlabel("training steps")
         axes.set_ylabel("success rate, 95 % Wilson interval")
-        _finish(axes, legend_columns=len(arms), grid="y")
+        finish_axes(axes, legend_columns=len(arms), grid="y")
     return figure
 
 
@@ -132,8 +138,8 @@ def difference(comparisons: Mapping[str, tuple[int, int, int, int]], label_a: st
         ValueError: when there is nothing to compare, or counts are impossible (see `difference_interval`).
     """
     _require(comparisons, "difference needs at least one comparison")
-    with _style():
-        figure, axes = _new_figure(0.95 + 0.36 * len(comparisons))
+    with house_style():
+        figure, axes = new_figure(0.95 + 0.36 * len(comparisons))
         furthest = 0.1
         for row, counts in enumerate(comparisons.values()):
             successes_a, trials_a, successes_b, trials_b = counts
@@ -152,7 +158,7 @@ def difference(comparisons: Mapping[str, tuple[int, int, int, int]], label_a: st
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.0f}" if value else "0"))
         axes.set_xlabel(f"{label_a} minus {label_b}, percentage points, 95 % interval")
         axes.tick_params(axis="y", labelcolor=INK)
-        _finish(axes, legend_columns=0, grid="x")
+        finish_axes(axes, legend_columns=0, grid="x")
     return figure
 
 
@@ -210,44 +216,6 @@ def _offsets(count: int, step: float) -> list[float]:
 def _require(things: object, message: str) -> None:
     if not len(things):  # type: ignore[arg-type]
         raise ValueError(message)
-
-
-_PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.0f} %")
-# Labels of a logarithmic axis: 0.1, 0.2, 0.5, 1, ... and no others.
-_ONE_TWO_FIVE = FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else "")
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """The house style; names are printed as they are (`$` and `_` are no mathematics)."""
-    with matplotlib.rc_context(
-        {
-            "font.size": 10,
-            "text.parse_math": False,
-            "axes.labelcolor": MUTED,
-            "axes.edgecolor": RULE,
-            "xtick.color": MUTED,
-            "ytick.color": MUTED,
-            "text.color": INK,
-        }
-    ):
-        yield
-
-
-def _new_figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="none")
-    return figure, figure.add_subplot(facecolor="none")
-
-
-def _finish(axes: Axes, legend_columns: int, grid: str) -> None:
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(which="both", length=0)
-    axes.grid(axis=grid, color=RULE, linewidth=0.8)  # type: ignore[arg-type]
-    axes.set_axisbelow(True)
-    if legend_columns:
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(legend_columns, 4), frameon=False, borderaxespad=0.2
-        )
 
 
 __all__ = ["difference", "loss_curves", "success_against_steps", "success_by_task"]
