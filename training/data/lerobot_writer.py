@@ -1,4 +1,4 @@
-"""Writes LeRobot v3.0 datasets, one episode at a time: numbers and PNG images in parquet.
+"""Writes LeRobot v3.0 datasets, one episode at a time: numbers in parquet, pictures beside them as PNG or as films.
 
 The dataset grows in a hidden folder beside its place and is moved there, whole, by `finalize`: whatever goes wrong, no
 half-written dataset is ever found. Source of the format: huggingface/lerobot, codebase version v3.0.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from ...configuration.embodiment import Embodiment
-from .lerobot_features import arrow_schema, feature_descriptions, tasks_table
+from .lerobot_features import CHUNK_FILES, arrow_schema, feature_descriptions, tasks_table, whole_or_float
 from .lerobot_layout import (
     ACTION,
     DATA_PATH,
@@ -37,7 +38,9 @@ from .lerobot_staging import StagedFolder
 from .lerobot_statistics import image_histogram, image_statistics, vector_statistics
 from .trajectory import require_finite
 
-CHUNK_FILES = 1000  # files a chunk folder, LeRobot's default
+if TYPE_CHECKING:
+    from .video_writer import CameraVideos
+
 OWN_FILES = (INFO_FILE, STATS_FILE, TASKS_FILE, EMBODIMENT_FILE, EPISODES_PATH.format(chunk_index=0, file_index=0))
 PNG_COMPRESSION = 1  # of 0-9: three times as fast as Pillow's default, a few per cent larger
 
@@ -52,12 +55,14 @@ class LeRobotDatasetWriter:
         embodiment: the body that acts; its control rate is the dataset's fps. Stored as `meta/embodiment.json` with the
             statistics of what was written.
         cameras: (height, width) in pixels by camera name, a subset of the embodiment's cameras; empty for motion only.
+        video: store pictures as H.264 films instead of PNG: lossy, even sides only, a quarter of the size or less.
         overwrite: replace a LeRobot dataset at `root`, when the new one is complete.
-        data_file_megabytes: a data file that would grow beyond it is followed by the next one.
+        data_file_megabytes, video_file_megabytes: a file that would grow beyond it is followed by the next one.
 
     Raises:
         FileExistsError: `root` exists (and is not a dataset that `overwrite` may replace).
-        ValueError: a camera that the embodiment does not have, a size below one pixel.
+        ValueError: a camera that the embodiment does not have, a size below one pixel, an odd one with `video`.
+        RuntimeError: `video`, and PyAV has no H.264 encoder.
     """
 
     def __init__(
@@ -66,13 +71,16 @@ class LeRobotDatasetWriter:
         embodiment: Embodiment,
         cameras: Mapping[str, tuple[int, int]] | None = None,
         *,
+        video: bool = False,
         overwrite: bool = False,
         data_file_megabytes: float = 100,
+        video_file_megabytes: float = 500,
     ) -> None:
         self.root = Path(root)
         self.embodiment = embodiment
         self.cameras = dict(cameras or {})
         self._file_bytes = data_file_megabytes * 2**20
+        self._video_file_megabytes = video_file_megabytes
         self._staged = StagedFolder(self.root, overwrite=overwrite)
         for camera, (height, width) in self.cameras.items():
             if camera not in embodiment.cameras:
@@ -81,7 +89,8 @@ class LeRobotDatasetWriter:
                 )
             if height < 1 or width < 1:
                 raise ValueError(f"{self.root}: camera {camera!r} has size {(height, width)}, expected (height, width)")
-        self._features = feature_descriptions(embodiment, self.cameras)
+        self._videos = self._make_videos(video_file_megabytes * 2**20) if video else {}
+        self._features = feature_descriptions(embodiment, self.cameras, video=video)
         self._schema = arrow_schema(self._features)
         self._file: pq.ParquetWriter | None = None
         self._file_index = -1
@@ -155,7 +164,7 @@ class LeRobotDatasetWriter:
         try:
             if not self._episodes:
                 raise ValueError(f"{self.root}: a dataset needs at least one episode, none was added")
-            self._close_file()
+            self._close_files()
             self._write_metadata()
             self._staged.publish()
         finally:
@@ -166,7 +175,7 @@ class LeRobotDatasetWriter:
         """Closes the writer and removes what was not finalized."""
         self._closed = True
         try:
-            self._close_file()
+            self._close_files()
         finally:
             self._staged.remove()
 
@@ -212,6 +221,7 @@ class LeRobotDatasetWriter:
         }
         pictures = {IMAGE_PREFIX + camera: frames for camera, frames in images.items()}
         self._append(self._table(columns, pictures))
+        places = [videos.add_episode(pictures[key]) for key, videos in self._videos.items()]
         statistics = {key: vector_statistics(values.reshape(length, -1)) for key, values in columns.items()}
         for key, frames in pictures.items():
             histogram = image_histogram(frames)
@@ -224,6 +234,7 @@ class LeRobotDatasetWriter:
                 "length": length,
                 "data/chunk_index": self._file_index // CHUNK_FILES,
                 "data/file_index": self._file_index % CHUNK_FILES,
+                **{column: value for place in places for column, value in place.items()},
                 "dataset_from_index": self._frames,
                 "dataset_to_index": self._frames + length,
                 "meta/episodes/chunk_index": 0,
@@ -263,8 +274,20 @@ class LeRobotDatasetWriter:
         if file is not None:
             file.close()
 
+    def _make_videos(self, file_bytes: float) -> dict[str, CameraVideos]:
+        from .video_writer import CameraVideos
+
+        root, rate = self._staged.path, self.embodiment.control_rate
+        keys = {IMAGE_PREFIX + camera: size for camera, size in self.cameras.items()}
+        return {key: CameraVideos(root, key, size, rate, file_bytes) for key, size in keys.items()}
+
+    def _close_files(self) -> None:
+        with ExitStack() as files:  # closes every one, also when one cannot be closed
+            for videos in self._videos.values():
+                files.callback(videos.close)
+            files.callback(self._close_file)
+
     def _write_metadata(self) -> None:
-        rate = self.embodiment.control_rate
         info = {
             "codebase_version": "v3.0",
             "robot_type": self.embodiment.name,
@@ -273,8 +296,8 @@ class LeRobotDatasetWriter:
             "total_tasks": len(self._tasks),
             "chunks_size": CHUNK_FILES,
             "data_files_size_in_mb": max(1, round(self._file_bytes / 2**20)),
-            "video_files_size_in_mb": 500,
-            "fps": int(rate) if rate == int(rate) else rate,
+            "video_files_size_in_mb": max(1, round(self._video_file_megabytes)),
+            "fps": whole_or_float(self.embodiment.control_rate),
             "splits": {"train": f"0:{len(self)}"},
             "data_path": DATA_PATH,
             "video_path": VIDEO_PATH,
