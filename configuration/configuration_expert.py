@@ -84,11 +84,11 @@ class ExpertConfig(PreTrainedConfig):
         A projection is found by id and statistics by name: were the two orders different, a robot would be driven with
         another one's weights.
         """
-        theirs = [(body.name, body.action_dim, body.state_dim) for body in embodiments]
+        theirs = [(body.name, body.model_action_dim, body.model_state_dim) for body in embodiments]
         ours = list(zip(self.embodiments, self.action_dims, self.state_dims, strict=True))
         if theirs != ours:
             raise ValueError(
-                f"the config's embodiments are {ours} (name, action dims, state dims), the processor's "
+                f"the config's embodiments are {ours} (name, the model's action and state dims), the processor's "
                 f"(embodiments.json) are {theirs}: use the processor that was saved with the model"
             )
 
@@ -186,6 +186,10 @@ class MotionConfig(PreTrainedConfig):
         time_alpha (`float`, defaults to 1.5), time_beta (`float`, defaults to 1.0): of the beta distribution.
         scheduler (`dict`): diffusers scheduler, `{"_class_name": ..., **arguments}`. Default: flow-matching Euler.
         num_inference_steps (`int`, defaults to 5): denoising steps of `sample_actions`.
+        prefix_probability (`float`, defaults to 0.25): share of training windows whose first steps are shown clean, so
+            that a chunk can be continued that is already being executed (real-time chunking). Our choice: three of four
+            windows still teach to begin from nothing.
+        max_prefix_length (`int`, defaults to half of `chunk_size`): such a prefix has 1 to so many steps.
         format_version (`int`): of the checkpoint's format.
     """
 
@@ -198,6 +202,8 @@ class MotionConfig(PreTrainedConfig):
     time_beta: float | int = 1.0
     scheduler: dict[str, Any] = field(default_factory=lambda: {"_class_name": SCHEDULERS[0], "shift": 1.0})
     num_inference_steps: int = 5
+    prefix_probability: float | int = 0.25
+    max_prefix_length: int | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -205,6 +211,8 @@ class MotionConfig(PreTrainedConfig):
             self.expert = ExpertConfig(**(self.expert or {}))
         if isinstance(self.encoder, dict):
             self.encoder = EncoderConfig(**self.encoder)
+        if self.max_prefix_length is None:
+            self.max_prefix_length = self.expert.chunk_size // 2
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
@@ -220,6 +228,16 @@ class MotionConfig(PreTrainedConfig):
         if self.scheduler.get("shift", 1.0) != 1.0:
             raise ValueError(f"scheduler shift={self.scheduler['shift']}: leave it at 1.0, diffusers applies it twice")
         _require_positive(self, "num_inference_steps")
+        if not 0 <= self.prefix_probability <= 1:
+            raise ValueError(
+                f"prefix_probability={self.prefix_probability} must be in [0, 1]; 0 turns clean prefixes off"
+            )
+        assert self.max_prefix_length is not None
+        if not 0 <= self.max_prefix_length < self.expert.chunk_size:
+            raise ValueError(
+                f"max_prefix_length={self.max_prefix_length} must be in [0, {self.expert.chunk_size}): of the "
+                f"chunk_size={self.expert.chunk_size} steps one at least is left to predict"
+            )
 
 
 def _require_positive(config: PreTrainedConfig, *names: str) -> None:

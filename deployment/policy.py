@@ -133,8 +133,9 @@ class PriorVLAPolicy:
             session.actions.popleft()
 
     def _predict(self, sessions: Sequence[PolicySession], observations: Sequence[Observation]) -> NDArray[np.float32]:
-        config, device = self.model.config.expert, self.model.device
-        noise = [torch.randn(config.chunk_size, config.action_dim, generator=session.generator) for session in sessions]
+        device = self.model.device
+        body = torch.tensor([self.processor.embodiment_id(self.embodiment.name)])
+        noise = [self.model.draw_noise(body, session.generator) for session in sessions]
         states = np.stack([np.asarray(observation["state"]) for observation in observations])
         inputs = self.processor(
             embodiment=self.embodiment.name,
@@ -148,7 +149,7 @@ class PriorVLAPolicy:
         chunk = self.model.sample_actions(
             **inputs,
             language_features=LanguageFeatures(torch.stack(hidden_states), torch.stack(mask)),
-            noise=torch.stack(noise).to(device),
+            noise=torch.cat(noise).to(device),
             num_inference_steps=self.num_inference_steps,
         )
         return self.processor.decode_actions(chunk, self.embodiment.name, state=states)

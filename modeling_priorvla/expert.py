@@ -8,7 +8,7 @@ token by token, by scale, shift and a gate that is zero at birth.
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,18 @@ class TimeEmbedding(nn.Module):
 class Modulation(nn.Linear):
     """Scales, shifts and gates from the time embedding; all zero at birth."""
 
+    def forward(self, time: Tensor, clean: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """`time` (B, 1 or H, d) -> (B, 1 or H, out).
+
+        With `clean` (B, H) bool, `time` is (B, 2, d), the chunk's own and that of tau = 0: two products a window
+        instead of one a step, of which each step takes its own.
+        """
+        modulation = super().forward(time)
+        if clean is None:
+            return modulation
+        own, zero = modulation.split(1, dim=1)
+        return torch.where(clean[..., None], zero, own)
+
 
 class ExpertLayer(GradientCheckpointingLayer):
     """Pre-RMSNorm self-attention and gated MLP; action tokens are modulated by time, context tokens are not."""
@@ -59,25 +71,31 @@ class ExpertLayer(GradientCheckpointingLayer):
         self.mlp = GatedMLP(hidden_size, config.intermediate_size)
         self.modulation = Modulation(hidden_size, 6 * hidden_size)
 
-    def context(self, tokens: Tensor) -> tuple[Tensor, KeyValue]:
-        """Advances context `tokens` (B, T, d) by one layer and returns the keys and values that actions will see."""
-        normed = self.input_norm(tokens)
-        keys_values = self.self_attn.keys_values(normed)
-        tokens = tokens + self.self_attn(normed, keys_values)
-        return tokens + self.mlp(self.mlp_norm(tokens)), keys_values
-
     def forward(
-        self, actions: Tensor, time: Tensor, context: KeyValue | None, mask: Tensor | None, rotary: Rotary
-    ) -> Tensor:
-        """`actions` (B, H, d), `time` (B, 1 or H, d) -> (B, H, d)."""
-        scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = self.modulation(time).chunk(6, dim=-1)
-        normed = self.input_norm(actions) * (1 + scale_a) + shift_a
-        keys, values = self.self_attn.keys_values(normed, rotary)
+        self,
+        tokens: Tensor,
+        time: Tensor | None = None,
+        context: KeyValue | None = None,
+        mask: Tensor | None = None,
+        rotary: Rotary | None = None,
+        clean: Tensor | None = None,
+    ) -> tuple[Tensor, KeyValue]:
+        """Advances `tokens` (B, T, d) by one layer; also returns their own keys and values.
+
+        Action tokens come with `time` (see `Modulation`) and see `context` and each other; context tokens come alone.
+        Both go through `forward`, because that is where FSDP has the weights together.
+        """
+        scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = (
+            (0.0, 0.0, 1.0, 0.0, 0.0, 1.0) if time is None else self.modulation(time, clean).chunk(6, dim=-1)
+        )
+        normed = self.input_norm(tokens) * (1 + scale_a) + shift_a
+        own = self.self_attn.keys_values(normed, rotary)
+        seen = own
         if context is not None:
-            keys, values = torch.cat([context[0], keys], dim=2), torch.cat([context[1], values], dim=2)
-        actions = actions + gate_a * self.self_attn(normed, (keys, values), mask, rotary)
-        normed = self.mlp_norm(actions) * (1 + scale_m) + shift_m
-        return actions + gate_m * self.mlp(normed)
+            seen = torch.cat([context[0], own[0]], dim=2), torch.cat([context[1], own[1]], dim=2)
+        tokens = tokens + gate_a * self.self_attn(normed, seen, mask, rotary)
+        normed = self.mlp_norm(tokens) * (1 + scale_m) + shift_m
+        return tokens + gate_m * self.mlp(normed), own
 
 
 class ActionExpert(nn.Module):
@@ -131,7 +149,7 @@ class ActionExpert(nn.Module):
         hidden = torch.cat(tokens, dim=1)
         cache = []
         for layer in self.layers:
-            hidden, keys_values = cast(ExpertLayer, layer).context(hidden)
+            hidden, keys_values = layer(hidden)
             cache.append(keys_values)
         return cache
 
@@ -151,9 +169,11 @@ class ActionExpert(nn.Module):
         embodiment_ids: Tensor,
         context: list[KeyValue] | None,
         action_mask: Tensor | None = None,
+        clean: Tensor | None = None,
     ) -> Tensor:
         """Velocity (B, H, D) of `noisy_actions` (B, H, D) at `timestep` (B,) or (B, H).
 
+        `clean` (B, H) bool: steps that are at tau = 0, whatever `timestep` says.
         `action_mask` (B, H, D) bool: entries that are false are neither read nor attended to.
         """
         mask = None
@@ -164,12 +184,17 @@ class ActionExpert(nn.Module):
             mask = nn.functional.pad(steps, (ahead, 0), value=True)[:, None, None, :]
         weight = self.modulation.weight
         hidden = self.action_in_proj(noisy_actions.to(weight.dtype), embodiment_ids)
-        time = nn.functional.silu(self.time_embedding(timestep.reshape(len(timestep), -1)))
+        timestep = timestep.reshape(len(timestep), -1)
+        if clean is not None and timestep.shape[1] > 1:
+            timestep, clean = timestep.masked_fill(clean, 0.0), None
+        elif clean is not None:
+            timestep = torch.cat([timestep, torch.zeros_like(timestep)], dim=1)
+        time = nn.functional.silu(self.time_embedding(timestep))
         positions = torch.arange(hidden.shape[1], device=hidden.device)
         rotary = rotary_embedding(positions, self.config.head_dim, self.config.rope_theta)
         for index, layer in enumerate(self.layers):
-            hidden = layer(hidden, time, None if context is None else context[index], mask, rotary)
-        scale, shift = self.modulation(time).chunk(2, dim=-1)
+            hidden, _ = layer(hidden, time, None if context is None else context[index], mask, rotary, clean)
+        scale, shift = self.modulation(time, clean).chunk(2, dim=-1)
         hidden = self.final_norm(hidden) * (1 + scale) + shift
         return self.action_out_proj(hidden, embodiment_ids)
 

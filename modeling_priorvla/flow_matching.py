@@ -7,6 +7,7 @@ predicts the velocity v = e - a (as pi0 and diffusers).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import diffusers
@@ -58,12 +59,15 @@ def velocity_loss(velocity: Tensor, target: Tensor, mask: Tensor | None = None) 
         return error.square().mean()
     valid = mask.sum(dim=(1, 2))
     # masked before it is squared: what is not a number there would come back in the gradient
-    per_window = torch.where(mask, error, 0.0).square().sum(dim=(1, 2)) / valid.clamp(min=1)
+    squared = torch.where(mask, error, 0.0).square()
+    # dims one after the other: zeros added last change no bit, whatever a wider robot pads
+    per_step = reduce(torch.add, squared.unbind(dim=-1))
+    per_window = per_step.sum(dim=1) / valid.clamp(min=1)
     return per_window.sum() / (valid > 0).sum().clamp(min=1)
 
 
 def integrate(
-    velocity: Callable[[Tensor, Tensor], Tensor],
+    velocity: Callable[[Tensor, Tensor, Tensor | None], Tensor],
     noise: Tensor,
     *,
     scheduler: dict[str, Any],
@@ -74,7 +78,7 @@ def integrate(
     """Integrates from `noise` (B, H, D) at tau = 1 to actions (B, H, D) at tau = 0, in float32.
 
     Args:
-        velocity: (x (B, H, D), timestep (B, H)) -> v (B, H, D).
+        velocity: (x (B, H, D), timestep (B,), clean (B, H) bool or None) -> v (B, H, D); `clean` marks the prefix.
         scheduler: `{"_class_name": ..., **arguments}` of a diffusers flow-matching scheduler. Euler evaluates the
             velocity `num_inference_steps` times, Heun 2 N - 1 times.
         prefix_actions (B, P, D), prefix_length (B,): the first `prefix_length` steps are known and stay as given; they
@@ -83,16 +87,14 @@ def integrate(
     Raises:
         ValueError: on a prefix longer than the chunk or a prefix_length outside [0, P].
     """
-    batch_size, horizon, _ = noise.shape
     x = noise.float()
-    fixed, known = _prefix(x, prefix_actions, prefix_length)
+    clean, known = _prefix(x, prefix_actions, prefix_length)
     stepper = make_scheduler(scheduler, num_inference_steps)
     for index, scheduler_time in enumerate(stepper.timesteps):
-        x = torch.where(fixed[..., None], known, x)
-        tau = stepper.sigmas[index].to(x).expand(batch_size, horizon)
-        tau = torch.where(fixed, torch.zeros_like(tau), tau)
-        x = stepper.step(velocity(x, tau).float(), scheduler_time, x, return_dict=False)[0]
-    return torch.where(fixed[..., None], known, x)
+        x = _with_prefix(x, clean, known)
+        tau = stepper.sigmas[index].to(x).expand(len(x))
+        x = stepper.step(velocity(x, tau, clean).float(), scheduler_time, x, return_dict=False)[0]
+    return _with_prefix(x, clean, known)
 
 
 def make_scheduler(config: dict[str, Any], num_inference_steps: int) -> Any:
@@ -109,11 +111,15 @@ def make_scheduler(config: dict[str, Any], num_inference_steps: int) -> Any:
     return scheduler
 
 
-def _prefix(x: Tensor, actions: Tensor | None, length: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`fixed` (B, H) bool, true where the prefix stands, and `known` (B, H, D) with the prefix in place."""
+def _with_prefix(x: Tensor, clean: Tensor | None, known: Tensor) -> Tensor:
+    return x if clean is None else torch.where(clean[..., None], known, x)
+
+
+def _prefix(x: Tensor, actions: Tensor | None, length: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    """`clean` (B, H) bool, true where the prefix stands, or None without one, and `known` (B, H, D) that holds it."""
     batch_size, horizon, _ = x.shape
     if actions is None:
-        return torch.zeros(batch_size, horizon, dtype=torch.bool, device=x.device), x
+        return None, x
     steps = actions.shape[1]
     if steps > horizon:
         raise ValueError(f"prefix_actions has {steps} steps, the chunk has {horizon}")

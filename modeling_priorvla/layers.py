@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
@@ -158,15 +160,32 @@ class EmbodimentLinear(nn.Module):
 
     Rows are grouped by embodiment and never share a matrix product with another body, so a robot added later changes no
     bit of an old one. Inputs (B, T, widest in) use each body's leading entries; outputs are zero beyond its own width.
+
+    A body that is not in the batch gets no gradient, unless `every_gradient` is set: then it gets zeros, because
+    processes that share out the weights (FSDP) must agree on which have a gradient.
     """
+
+    every_gradient = False
 
     def __init__(self, in_dims: list[int], out_dims: list[int]) -> None:
         super().__init__()
         self.in_dims, self.out_dims = list(in_dims), list(out_dims)
         self.projections = nn.ModuleList(nn.Linear(i, o) for i, o in zip(in_dims, out_dims, strict=True))
 
+    def add(self, in_dim: int, out_dim: int) -> nn.Linear:
+        """Appends a map for one more body, with whatever weights memory holds, and returns it."""
+        weight = cast(nn.Linear, self.projections[0]).weight
+        projection = nn.Linear(in_dim, out_dim, device=weight.device, dtype=weight.dtype)
+        self.projections.append(projection)
+        self.in_dims.append(in_dim)
+        self.out_dims.append(out_dim)
+        return projection
+
     def forward(self, x: Tensor, embodiment_ids: Tensor) -> Tensor:
-        present = [0] if len(self.projections) == 1 else embodiment_ids.unique().tolist()
+        if self.every_gradient or len(self.projections) == 1:
+            present = list(range(len(self.projections)))
+        else:
+            present = embodiment_ids.unique().tolist()
         if len(present) == 1:
             output = self._project(x, present[0])
             return nn.functional.pad(output, (0, max(self.out_dims) - output.shape[-1]))
@@ -179,7 +198,8 @@ class EmbodimentLinear(nn.Module):
         return result
 
     def _project(self, x: Tensor, index: int) -> Tensor:
-        return self.projections[index](x[..., : self.in_dims[index]])
+        # contiguous: on a view of wider rows a linear map takes another path, which rounds differently
+        return self.projections[index](x[..., : self.in_dims[index]].contiguous())
 
 
 class SoftTokens(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from ..configuration.configuration_action_prior import ActionPriorConfig
+from .flow_draws import FlowDraws
 from .motion_model import MotionPreTrainedModel
 from .trajectory_encoder import unit_norm
 
@@ -45,6 +46,7 @@ class ActionPriorModel(MotionPreTrainedModel):
         noise: Tensor | None = None,
         timestep: Tensor | None = None,
         prefix_length: Tensor | None = None,
+        draws: FlowDraws | None = None,
         generator: torch.Generator | None = None,
     ) -> ActionPriorOutput:
         """Flow-matching regression L_recon of `actions` (B, H, D), normalised, from their own latent.
@@ -53,18 +55,25 @@ class ActionPriorModel(MotionPreTrainedModel):
             embodiment_ids: (B,) long, the order of the checkpoint's embodiments.
             states: (B, H, S) normalised states of the same steps (not needed when `encoder.states="without"`).
             action_mask: (B, H, D) bool, true where real.
-            noise: (B, H, D); timestep: (B,) or (B, H) in [0, 1], 1 = noise. Drawn from `generator` when absent.
+            noise: (B, H, D); timestep: (B,) or (B, H) in [0, 1], 1 = noise. Default: those of `draws`.
             prefix_length: (B,) long; so many leading steps are shown clean and do not count in the loss.
+            draws: everything random, see `draw`; default: drawn from `generator`.
 
-        In training mode the latent is noised and sometimes dropped (`latent_noise`, `latent_dropout`).
+        In training mode the latent is noised and sometimes dropped (`latent_noise`, `latent_dropout`), and some windows
+        have a clean prefix (`prefix_probability`) unless `prefix_length` is given.
         """
         mask = self.real_entries(embodiment_ids, actions.shape[1], action_mask)
         latent = self.encode(states, actions, embodiment_ids, action_mask)
-        noise, timestep = self.draw(actions, noise, timestep, generator)
+        if draws is None:
+            draws = self.draw(len(actions), actions.shape[1], generator)
+        noise = draws.noise if noise is None else noise
+        timestep = draws.timestep if timestep is None else timestep
+        if prefix_length is None:
+            prefix_length = self.training_prefix(mask, draws)
         shown, dropped = latent, None
         if self.training:
-            shown = noisy_latent(latent, self.config.latent_noise, generator)
-            dropped = torch.rand(len(latent), device=latent.device, generator=generator) < self.config.latent_dropout
+            shown = noisy_latent(latent, self.config.latent_noise, draws.latent_offset)
+            dropped = draws.latent_drop < self.config.latent_dropout
         context = self.expert.encode_context(
             embodiment_ids, shown, dropped, states[:, 0] if states is not None else None
         )
@@ -111,11 +120,11 @@ class ActionPriorModel(MotionPreTrainedModel):
         )
 
 
-def noisy_latent(latent: Tensor, noise: float, generator: torch.Generator | None = None) -> Tensor:
-    """`latent` (B, z) moved by Gaussian noise of expected norm `noise`, and back on the unit sphere (our choice)."""
+def noisy_latent(latent: Tensor, noise: float, offset: Tensor) -> Tensor:
+    """`latent` (B, z) moved by `offset` (B, z), standard normal and scaled to an expected norm of `noise`, and brought
+    back to the unit sphere (our choice)."""
     if noise == 0:
         return latent
-    offset = torch.randn(latent.shape, device=latent.device, dtype=latent.dtype, generator=generator)
     return unit_norm(latent + offset * noise / latent.shape[-1] ** 0.5)
 
 

@@ -15,6 +15,7 @@ from ..configuration.configuration_action_prior import ActionPriorConfig
 from ..configuration.configuration_expert import MotionConfig
 from ..configuration.configuration_priorvla import PriorVLAConfig
 from .backbone import DualEncoderBackbone, LanguageFeatures, VisionFeatures, load_backbone
+from .flow_draws import FlowDraws
 from .fusion import FusionTransformer
 from .modeling_action_prior import ActionPriorModel
 from .motion_model import MotionPreTrainedModel
@@ -201,6 +202,7 @@ class PriorVLAModel(MotionPreTrainedModel):
         noise: Tensor | None = None,
         timestep: Tensor | None = None,
         prefix_length: Tensor | None = None,
+        draws: FlowDraws | None = None,
         generator: torch.Generator | None = None,
         **observation: Any,
     ) -> PriorVLAOutput:
@@ -210,6 +212,7 @@ class PriorVLAModel(MotionPreTrainedModel):
             actions (B, H, D), action_mask (B, H, D), states (B, H, S) of the same steps, state (B, S) now, all
                 normalised; history_* (B, H_hist, ·): the past window.
             distillation_weight: lambda(k). At 0 the trajectory encoder is not run on the future, and `states` not read.
+            noise, timestep, prefix_length, draws, generator: as in `ActionPriorModel.forward`.
             observation: arguments of `encode_observation`.
 
         With `use_history` and a history given, L_pred and L_align are averaged over a pass with it and one without, so
@@ -226,8 +229,10 @@ class PriorVLAModel(MotionPreTrainedModel):
         if distillation_weight > 0:
             target = self.encode(states, actions, embodiment_ids, action_mask)
             shown.append(target)
+        if draws is None:
+            draws = self.draw(len(actions), actions.shape[1], generator)
         flow_losses, velocity = self._flow_losses(
-            shown, actions, state, embodiment_ids, action_mask, noise, timestep, prefix_length, generator
+            shown, actions, state, embodiment_ids, action_mask, noise, timestep, prefix_length, draws
         )
         losses = {"pred": torch.stack(flow_losses[: len(latents)]).mean()}
         loss = losses["pred"]
@@ -247,12 +252,15 @@ class PriorVLAModel(MotionPreTrainedModel):
         noise: Tensor | None,
         timestep: Tensor | None,
         prefix_length: Tensor | None,
-        generator: torch.Generator | None,
+        draws: FlowDraws,
     ) -> tuple[list[Tensor], Tensor]:
         """The flow loss under each of `latents`, in one pass of the expert, and the first one's velocity."""
         copies = len(latents)
-        noise, timestep = self.draw(actions, noise, timestep, generator)
+        noise = draws.noise if noise is None else noise
+        timestep = draws.timestep if timestep is None else timestep
         mask = self.real_entries(embodiment_ids, actions.shape[1], action_mask)
+        if prefix_length is None:
+            prefix_length = self.training_prefix(mask, draws)
         ids = embodiment_ids.repeat(copies)
         context = self.expert.encode_context(ids, torch.cat(latents), state=state.repeat(copies, 1))
         flow = self.predict_velocity(

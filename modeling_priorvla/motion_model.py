@@ -10,9 +10,11 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from ..configuration.configuration_expert import MotionConfig
+from .adding_embodiments import add_embodiment, train_only_embodiment
 from .expert import ActionExpert, Modulation
-from .flow_matching import integrate, interpolate, sample_times, velocity_loss
-from .layers import KeyValue
+from .flow_draws import FlowDraws, draw_flow, prefix_lengths
+from .flow_matching import integrate, interpolate, velocity_loss
+from .layers import EmbodimentLinear, KeyValue
 from .trajectory_encoder import TrajectoryEncoder
 
 
@@ -92,37 +94,72 @@ class MotionPreTrainedModel(PreTrainedModel):
 
         The first `prefix_length` (B,) steps are shown clean, at tau = 0, and do not count in the loss.
         """
-        timestep = timestep.reshape(len(timestep), -1).expand(-1, actions.shape[1])
-        counted = mask
+        actions, counted, clean = actions.masked_fill(~mask, 0), mask, None
+        shown = timestep.reshape(len(timestep), -1).expand(-1, actions.shape[1])
         if prefix_length is not None:
-            prefix = torch.arange(actions.shape[1], device=actions.device) < prefix_length[:, None]
-            timestep = timestep.masked_fill(prefix, 0.0)
-            counted = mask & ~prefix[..., None]
-        actions = actions.masked_fill(~mask, 0)
-        velocity = self.expert(interpolate(actions, noise, timestep), timestep, embodiment_ids, context, mask)
+            clean = torch.arange(actions.shape[1], device=actions.device) < prefix_length[:, None]
+            counted = mask & ~clean[..., None]
+            shown = shown.masked_fill(clean, 0.0)
+        noisy = interpolate(actions, noise, shown)
+        velocity = self.expert(noisy, timestep, embodiment_ids, context, mask, clean)
         return FlowPrediction(velocity, noise - actions, counted)
 
-    def draw(
-        self,
-        actions: Tensor,
-        noise: Tensor | None = None,
-        timestep: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Noise like `actions` and training times (B,), each drawn from `generator` unless it is given."""
-        config = self.config
-        if noise is None:
-            noise = torch.randn(actions.shape, dtype=actions.dtype, device=actions.device, generator=generator)
-        if timestep is None:
-            timestep = sample_times(
-                config.time_distribution,
-                len(actions),
-                alpha=config.time_alpha,
-                beta=config.time_beta,
-                device=actions.device,
-                generator=generator,
-            )
-        return noise, timestep
+    def draw(self, batch_size: int, steps: int, generator: torch.Generator | None = None) -> FlowDraws:
+        """What chance decides in a training pass over `batch_size` windows of `steps` steps, on the model's device."""
+        return draw_flow(self.config, batch_size, steps, self.device, generator)
+
+    def training_prefix(self, mask: Tensor, draws: FlowDraws) -> Tensor | None:
+        """How many leading steps of each window (B,) are shown clean in this pass.
+
+        `mask` (B, H, D) bool is true where real. None outside of training, or when `prefix_probability` is 0.
+        """
+        if not self.training or self.config.prefix_probability == 0:
+            return None
+        valid_steps = mask.any(dim=-1).sum(dim=-1)
+        assert self.config.max_prefix_length is not None
+        return prefix_lengths(draws.prefix, valid_steps, self.config.prefix_probability, self.config.max_prefix_length)
+
+    def draw_noise(self, embodiment_ids: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Standard normal noise (B, H, D) to sample chunks from, zero beyond each body's own dims.
+
+        Only a body's own entries are drawn, so that a wider robot that is added later changes no chunk of a seed. It is
+        drawn on the generator's device (without one: on the CPU), so that a seed means one chunk on every machine.
+        """
+        own = self.real_entries(embodiment_ids, self.config.expert.chunk_size)
+        source = generator.device if generator is not None else torch.device("cpu")
+        own = own.to(source)
+        values = torch.randn(int(own.sum()), device=source, generator=generator)
+        noise = torch.zeros(own.shape, device=source).masked_scatter(own, values)
+        return noise.to(embodiment_ids.device)
+
+    def add_embodiment(self, name: str, action_dim: int, state_dim: int, *, like: str | None = None) -> int:
+        """Gives the model a new body: soft tokens and projections of its own, and an entry in the config.
+
+        Every output for the old bodies stays the same to the bit, also after the new one was trained alone
+        (`train_only_embodiment`). When it is wider than all others, actions and states are padded to its width.
+
+        Args:
+            name: not yet among the config's embodiments. action_dim, state_dim: of the numbers that the model sees.
+            like: a body whose soft tokens, and whose projections where the widths agree, the new one starts from;
+                without it they start at random.
+
+        Returns:
+            The new body's id; the processor needs its `Embodiment` at that place.
+
+        Raises:
+            ValueError: on a name that exists, a `like` that does not, or impossible dims. The model is then unchanged.
+        """
+        return add_embodiment(self, name, action_dim, state_dim, like)
+
+    def train_only_embodiment(self, *names: str) -> None:
+        """Freezes all but the soft tokens and projections of the named bodies. Raises ValueError on an unknown name."""
+        train_only_embodiment(self, *names)
+
+    def give_every_embodiment_a_gradient(self) -> None:
+        """From now on a body that is not in a batch has gradients of zero instead of none, as FSDP needs it."""
+        for module in self.modules():
+            if isinstance(module, EmbodimentLinear):
+                module.every_gradient = True
 
     def generate(
         self,
@@ -144,12 +181,12 @@ class MotionPreTrainedModel(PreTrainedModel):
         expert = self.config.expert
         shape = (len(embodiment_ids), expert.chunk_size, expert.action_dim)
         if noise is None:
-            noise = torch.randn(shape, device=generator.device if generator else None, generator=generator)
+            noise = self.draw_noise(embodiment_ids, generator)
         elif noise.shape != shape:
             raise ValueError(f"noise has shape {tuple(noise.shape)}, this model draws chunks of shape {shape}")
         mask = self.real_entries(embodiment_ids, expert.chunk_size, action_mask)
         actions = integrate(
-            lambda x, tau: self.expert(x, tau, embodiment_ids, context, mask),
+            lambda x, tau, clean: self.expert(x, tau, embodiment_ids, context, mask, clean),
             noise.to(embodiment_ids.device),
             scheduler=scheduler or self.config.scheduler,
             num_inference_steps=num_inference_steps or self.config.num_inference_steps,

@@ -211,7 +211,11 @@ def test_a_clean_prefix_stands_in_a_sample_and_does_not_count_in_the_loss():
 
 
 def test_training_hides_the_latent_as_often_as_its_dropout_says_and_evaluation_never():
-    model, batch, draws = make_prior(latent_dropout=0.999, latent_noise=0.0), trajectories(), fixed_draws()
+    model, batch, draws = (
+        make_prior(latent_dropout=0.999, latent_noise=0.0, prefix_probability=0.0),
+        trajectories(),
+        fixed_draws(),
+    )
     null = model.expert.encode_context(batch["embodiment_ids"], None)
     mask = model.real_entries(batch["embodiment_ids"], H, batch["action_mask"])
     without = model.predict_velocity(batch["actions"], batch["embodiment_ids"], null, mask, **draws)
@@ -221,11 +225,11 @@ def test_training_hides_the_latent_as_often_as_its_dropout_says_and_evaluation_n
 
 def test_latent_noise_moves_a_latent_on_its_sphere_by_about_its_norm():
     latent = unit_norm(torch.randn(4000, 32, generator=torch.Generator().manual_seed(0)))
-    moved = noisy_latent(latent, 0.5, torch.Generator().manual_seed(1))
+    moved = noisy_latent(latent, 0.5, torch.randn(latent.shape, generator=torch.Generator().manual_seed(1)))
     torch.testing.assert_close(moved.norm(dim=-1), torch.ones(4000))
     # a step of norm 0.5, nearly orthogonal in 32 dims, turns a unit vector to a cosine of 1 / sqrt(1 + 0.25)
     assert (latent * moved).sum(-1).mean().item() == pytest.approx(1.25**-0.5, abs=0.02)
-    assert noisy_latent(latent, 0.0) is latent
+    assert noisy_latent(latent, 0.0, moved) is latent
 
 
 def test_an_embodiment_that_the_checkpoint_does_not_know_is_refused_by_number():
@@ -373,7 +377,8 @@ def test_gradient_checkpointing_changes_no_gradient(make):
     gradients = []
     batch = {**trajectories(), **fixed_draws(), **(observations() if make is make_vla else {})}
     for checkpointed in (False, True):
-        model = make(**({} if make is make_vla else {"latent_dropout": 0.0, "latent_noise": 0.0})).train()
+        chance = {} if make is make_vla else {"latent_dropout": 0.0, "latent_noise": 0.0}
+        model = make(prefix_probability=0.0, **chance).train()
         if checkpointed:
             model.gradient_checkpointing_enable()
         model(**batch).loss.backward()
@@ -466,3 +471,15 @@ def test_a_prior_of_another_shape_names_the_tensor_and_both_shapes():
     with pytest.raises(ValueError, match=r"'expert.latent_proj.weight' has shape \(32, 16\).*\(32, 8\)"):
         transfer_parameters(wide, before)
     assert all(torch.equal(value, untouched[name]) for name, value in before.state_dict().items())
+
+
+def test_a_clean_prefix_means_the_same_as_a_time_for_every_step():
+    model, batch, tau = make_prior(), trajectories(), fixed_draws()["timestep"]
+    clean = torch.arange(H) < torch.tensor([2, 0, 3])[:, None]
+    ids, actions, mask = batch["embodiment_ids"], batch["actions"], batch["action_mask"]
+    context = model.expert.encode_context(ids, None)
+    told = model.expert(actions, tau, ids, context, mask, clean)
+    by_step = tau[:, None].expand(-1, H)
+    for timestep, marked in ((by_step.masked_fill(clean, 0.0), None), (by_step, clean)):
+        torch.testing.assert_close(told, model.expert(actions, timestep, ids, context, mask, marked), atol=1e-5, rtol=0)
+    assert not torch.allclose(told, model.expert(actions, tau, ids, context, mask))

@@ -14,13 +14,8 @@ from priorvla.training.action_prior_trainer import ActionPriorTrainer
 from priorvla.training.data.parquet_streams import StreamedSource
 from priorvla.training.data.streaming import StreamingTrajectoryDataset
 from priorvla.training.data.trajectory_dataset import expert_dims
-from priorvla.training.stream_training import TrainsOnStreams
 
 BATCH = 4
-
-
-class StreamedPriorTrainer(TrainsOnStreams, ActionPriorTrainer):
-    pass
 
 
 @pytest.fixture
@@ -37,7 +32,7 @@ def make_trainer(tmp_path, bodies, write_demonstrations, tiny_fields):
         model = ActionPriorModel(ActionPriorConfig(expert=expert, encoder=tiny_fields["encoder"]))
         settings = {"warmup_steps": 1, "logging_steps": 1, "save_steps": 3, "use_cpu": True, "disable_tqdm": True}
         dataset = StreamingTrajectoryDataset(sources, bodies, 6, batch_size, pool_windows=10)
-        trainer = StreamedPriorTrainer(
+        trainer = ActionPriorTrainer(
             model,
             ActionPriorTrainingArguments(
                 str(tmp_path / folder), max_steps=8, per_device_train_batch_size=BATCH, **settings, **arguments

@@ -18,8 +18,8 @@ from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from priorvla.training.action_prior_arguments import ActionPriorTrainingArguments
 from priorvla.training.action_prior_trainer import ActionPriorTrainer
-from priorvla.training.data.lerobot_reader import load_trajectories
 from priorvla.training.data.observation_dataset import ObservationDataset
+from priorvla.training.data.readers import load_trajectories
 from priorvla.training.data.trajectory_dataset import TrajectoryDataset, expert_dims
 from priorvla.training.vla_arguments import VLATrainingArguments
 from priorvla.training.vla_trainer import VLATrainer

@@ -35,6 +35,10 @@ class StageTrainingArguments(TrainingArguments):
     weight_decay: float = field(
         default=0.01, metadata={"help": "Of matrices; never of what belongs to one embodiment."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=True,
+        metadata={"help": "Leave this on: a body that is in no window of a step has no gradient, on any process."},
+    )
     logging_steps: float = field(default=25, metadata={"help": "Steps between two lines of the log."})
     save_steps: float = field(default=1000, metadata={"help": "Steps between two checkpoints."})
     save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints that are kept."})

@@ -6,15 +6,15 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import (
-    PreTrainedModel,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -26,15 +26,19 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..hub_cards.card import CARD_FILE, create_card
 from ..hub_cards.checkpoints import KIND_OF_MODEL_TYPE
+from ..modeling_priorvla.flow_draws import FlowDraws
+from ..modeling_priorvla.motion_model import MotionPreTrainedModel
 from .data.trajectory_dataset import MixtureSampler, whole_batch
 from .stage_arguments import StageTrainingArguments
+from .stream_training import TrainsOnStreams
 from .weight_average import WeightAverage
 
 PER_EMBODIMENT = ("action_in_proj", "action_out_proj", "state_proj", "soft_tokens")
 EVALUATION_SEED = 0
+EVALUATION = -1  # stands for a step's number
 
 
-class StageTrainer(Trainer):
+class StageTrainer(TrainsOnStreams):
     """A `transformers.Trainer` for models that return `loss` and, for more than one term, `losses`.
 
     Args:
@@ -45,16 +49,17 @@ class StageTrainer(Trainer):
         And everything that `Trainer` takes.
 
     Raises:
-        ValueError: when a trained weight is not float32, or the processor's embodiments are not the config's.
+        ValueError: when a trained weight is not float32, the processor's embodiments are not the config's, or an
+            average is asked for under FSDP.
     """
 
     args: StageTrainingArguments
-    model: PreTrainedModel
+    model: MotionPreTrainedModel
     card_arguments: tuple[str, ...] = ("learning_rate", "weight_decay", "ema_decay")
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: MotionPreTrainedModel,
         args: StageTrainingArguments,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
@@ -75,6 +80,14 @@ class StageTrainer(Trainer):
         self.processor = processor
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.model_accepts_loss_kwargs = False  # our losses are means over a batch's windows
+        if self.is_fsdp_enabled:
+            if args.ema_decay:
+                raise ValueError(
+                    f"ema_decay={args.ema_decay}: the average is of whole weights, FSDP shards them: set ema_decay=0"
+                )
+            model.give_every_embodiment_a_gradient()
+        self._drawn_for: int | None = None  # the step whose randomness was drawn last
+        self._passes = 0  # of the model since it was first drawn for
         self.average = WeightAverage(self.model, args.ema_decay) if args.ema_decay else None
         if self.average is not None:
             self.add_callback(_AverageAfterStep(self.average))
@@ -100,7 +113,7 @@ class StageTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        outputs = model(**inputs)
+        outputs = model(**{"draws": self._draw(inputs, model.training), **inputs})
         for name, value in (getattr(outputs, "losses", None) or {}).items():
             self._parts[model.training][name].append(value.detach())
         return (outputs.loss, {"loss": outputs.loss}) if return_outputs else outputs.loss
@@ -122,24 +135,41 @@ class StageTrainer(Trainer):
         """With the averaged weights and a fixed seed, so that evaluations compare and training does not notice them."""
         arguments = (dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         self._parts[False].clear()
-        devices = [self.args.device] if self.args.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(EVALUATION_SEED)
-            if self.average is None:
-                output = super().evaluation_loop(*arguments)
-            else:
-                with self.average.applied():
-                    output = super().evaluation_loop(*arguments)
+        self._drawn_for = None
+        with self.average.applied() if self.average is not None else nullcontext():
+            output = super().evaluation_loop(*arguments)
         assert output.metrics is not None  # Trainer's loop always gives a dict
         output.metrics.update(self._mean_parts(training=False, prefix=f"{metric_key_prefix}_loss_"))
         return output
 
     def _mean_parts(self, training: bool, prefix: str) -> dict[str, float]:
-        means = {prefix + name: torch.stack(values).mean().item() for name, values in self._parts[training].items()}
+        means = {
+            prefix + name: self.accelerator.gather(torch.stack(values).mean()).mean().item()
+            for name, values in self._parts[training].items()
+        }
         self._parts[training].clear()
         return means
 
     # --- what is drawn, and what it moves -----------------------------------------------------------------------------
+
+    def _draw(self, batch: dict[str, Any], training: bool) -> FlowDraws:
+        """This process's rows of what chance decides in a step.
+
+        Drawn is for the whole step, over its processes and accumulated passes, from the seed and the step's number
+        alone: a run depends neither on how many processes share it nor on having been resumed. An evaluation draws
+        from a seed of its own, pass by pass.
+        """
+        args = self.args
+        step = self.state.global_step if training else EVALUATION
+        self._passes = self._passes + 1 if step == self._drawn_for else 0
+        self._drawn_for, now = step, self._passes
+        seed, own, passes = (args.seed, step), args.train_batch_size, args.gradient_accumulation_steps
+        if not training:
+            seed, own, passes, now = (EVALUATION_SEED, now), args.eval_batch_size, 1, 0
+        generator = torch.Generator(args.device).manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        windows, steps = batch["actions"].shape[:2]
+        draws = self.model.draw(passes * args.world_size * own, steps, generator)
+        return draws.rows((now * args.world_size + args.process_index) * own, windows)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -190,8 +220,10 @@ class StageTrainer(Trainer):
         else:
             with self.average.applied():
                 super()._save(str(folder))
-            if folder.name.startswith("checkpoint-"):
+            if folder.name.startswith("checkpoint-") and self.args.should_save:
                 self.average.save_raw(folder)
+        if not self.args.should_save:  # every process comes here, one writes
+            return
         if self.processor is not None:
             self.processor.save_pretrained(folder)
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle
