@@ -1,4 +1,4 @@
-"""`priorvla info`: what a checkpoint is, from its config, embodiments and card; no weights are loaded into a model."""
+"""`priorvla info`: what a checkpoint is, from its config, embodiments and metrics; no weights go into a model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from ..configuration.embodiment import load_embodiments
 from .checkpoints import KIND_OF_MODEL_TYPE
+from .prior_metrics import metrics_by_body
 
 DESCRIPTIONS = {"action-prior": "action prior (rung 1: motion)", "vla": "vision-language-action policy (rung 3)"}
 
@@ -21,15 +22,7 @@ def describe_checkpoint(source: str | Path) -> str:
 
     Raises FileNotFoundError naming the missing file, or ValueError when it is no checkpoint of ours.
     """
-    folder = Path(source)
-    if not folder.is_dir():
-        patterns = ["*.json", "*.md", "*.safetensors"]
-        try:
-            folder = Path(snapshot_download(str(source), allow_patterns=patterns))
-        except HFValidationError:
-            raise FileNotFoundError(
-                f"{source} does not exist: pass a checkpoint's folder or its Hub id (owner/name)"
-            ) from None
+    folder = checkpoint_folder(source)
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: {source} is no checkpoint folder")
@@ -40,11 +33,42 @@ def describe_checkpoint(source: str | Path) -> str:
         raise ValueError(f"{file}: model_type {config.get('model_type')!r} is not one of {known}")
     lines = [f"{source}: {DESCRIPTIONS[kind]}", *_architecture(config), *_weights(folder)]
     lines += [_embodiment_line(embodiment) for embodiment in load_embodiments(folder)]
-    metrics = folder / "metrics.json"
-    if metrics.is_file():
-        values = json.loads(metrics.read_text(encoding="utf-8"))
-        lines += [f"  {name:<28}{value:.4g}" for name, value in values.items()]
-    return "\n".join(lines)
+    return "\n".join(lines + _metrics(folder))
+
+
+def checkpoint_folder(source: str | Path) -> Path:
+    """The folder of a checkpoint: `source` itself, or, for a Hub id, where its files were downloaded to.
+
+    Raises FileNotFoundError when `source` is neither.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.md", "*.safetensors"]))
+    except HFValidationError:
+        raise FileNotFoundError(
+            f"{source} does not exist: pass a checkpoint's folder or its Hub id (owner/name)"
+        ) from None
+
+
+def _metrics(folder: Path) -> list[str]:
+    """What metrics.json has, measures of single bodies as a table."""
+    file = folder / "metrics.json"
+    if not file.is_file():
+        return []
+    others, (headings, rows) = metrics_by_body(json.loads(file.read_text(encoding="utf-8")))
+    lines = [f"  {name:<28}{value:.4g}" for name, value in others.items()]
+    if rows:
+        headings = ["on held-out motion", *headings[1:]]
+        widths = [max(len(row[column]) for row in (headings, *rows)) + 2 for column in range(len(headings))]
+        widths[0] = max(widths[0], 28)
+        lines.append("")
+        for row in (headings, *rows):
+            first, *others_in_row = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            lines.append(f"  {first}{''.join(others_in_row)}".rstrip())
+    if (folder / "report.html").is_file():
+        lines.append(f"\n  What the numbers mean, with plots: {folder / 'report.html'}")
+    return lines
 
 
 def _architecture(config: dict[str, Any]) -> list[str]:
@@ -93,4 +117,4 @@ def _embodiment_line(embodiment: Any) -> str:
     )
 
 
-__all__ = ["describe_checkpoint"]
+__all__ = ["checkpoint_folder", "describe_checkpoint"]

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from .plots import INK, MUTED, PAGE, RULE, SERIES
+from .plot_style import INK, MUTED, PAGE, RULE, SERIES
 
 TEMPLATES = Path(__file__).parent / "templates"
 MEDIA_TYPES = {
