@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from .modeling_priorvla.transfer import TransferReport as TransferReport
     from .training.action_prior_arguments import ActionPriorTrainingArguments as ActionPriorTrainingArguments
     from .training.action_prior_trainer import ActionPriorTrainer as ActionPriorTrainer
-    from .training.data.lerobot_reader import load_trajectories as load_trajectories
     from .training.data.lerobot_writer import LeRobotDatasetWriter as LeRobotDatasetWriter
+    from .training.data.readers import load_trajectories as load_trajectories
     from .training.data.trajectory_dataset import TrajectoryDataset as TrajectoryDataset
     from .training.vla_arguments import VLATrainingArguments as VLATrainingArguments
     from .training.vla_trainer import VLATrainer as VLATrainer
@@ -59,7 +59,7 @@ _HOMES = {
     "VLATrainingArguments": "training.vla_arguments",
     "evaluate_policy": "deployment.evaluation",
     "load_card": "hub_cards.publishing",
-    "load_trajectories": "training.data.lerobot_reader",
+    "load_trajectories": "training.data.readers",
     "publish": "hub_cards.publishing",
 }
 _CONFIGS = ("ActionPriorConfig", "PriorVLAConfig")

@@ -17,11 +17,14 @@ from .configuration.recipe import list_recipes, load_recipe, require_known
 DESCRIPTION = "A robot learns to move before it learns to see and to listen."
 EPILOG = "`priorvla COMMAND --help` explains a command. Every option can also stand in a YAML file given by --config."
 
-NESTED = ("model", "training")  # mappings that only a --config file can hold
+NESTED = ("model", "training", "embodiments")  # mappings that only a --config file can hold
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0 done, 1 the work failed, 2 the arguments are wrong, 130 Ctrl-C."""
+    """Runs one command; returns the exit status: 0 done, 1 the work failed, 2 the arguments are wrong, 130 Ctrl-C.
+
+    `inspect` returns 3 or 4 for what it found.
+    """
     # A core that waits for another gives up soon: beside any other program, spinning costs a multiple.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     parser = build_parser()
@@ -32,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if run is None:
             parser.print_help()
             return 2
-        run(options)
+        return run(options) or 0
     except KeyboardInterrupt as stopped:
         print(f"\npriorvla: stopped. {stopped}".rstrip(), file=sys.stderr)
         return 130
@@ -52,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
     _add_collect(commands)
+    _add_inspect(commands)
     _add_pretrain(commands)
     _add_train(commands)
     _add_evaluate(commands)
@@ -75,14 +79,17 @@ def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.Argum
 
 def _add_collect(commands: Any) -> None:
     command = _command(commands, "collect", _collect, "Record solved episodes of a simulator's scripted experts.")
-    command.add_argument("--env", default="metaworld", help="simulator")
-    command.add_argument("--tasks", nargs="+", metavar="TASK", help="task names, or 'all'")
+    command.add_argument("--env", default="metaworld", help="simulator: metaworld, libero, aloha or pusht")
+    command.add_argument("--tasks", nargs="+", metavar="TASK", help="task names, a suite of them, or 'all'")
+    command.add_argument("--robot", help="libero: panda, iiwa, ur5e or kinova3")
+    command.add_argument("--action-space", help="libero: eef (the hand's displacement) or joint (joint targets)")
     command.add_argument("--episodes", type=int, default=10, help="demonstrations a task")
     command.add_argument("--output-dir", type=Path, help="the new dataset's folder")
     command.add_argument("--no-images", action="store_true", help="motion only: nothing is rendered")
+    command.add_argument("--video", action="store_true", help="H.264 videos instead of PNG images")
     command.add_argument("--noise", type=float, default=0.15, help="of the actions in every second demonstration")
     command.add_argument("--image-size", type=int, default=112, help="side of a picture, pixels")
-    command.add_argument("--max-episode-steps", type=int, default=200, help="an unsolved episode ends here")
+    command.add_argument("--max-episode-steps", type=int, help="an episode ends here; default: the simulator's own")
     command.add_argument("--workers", type=int, default=_cores(), help="processes")
     command.add_argument("--seed", type=int, default=0, help="of starts and noise")
     command.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
@@ -90,7 +97,7 @@ def _add_collect(commands: Any) -> None:
 
 def _add_run_options(command: argparse.ArgumentParser, max_steps: int) -> None:
     command.add_argument(
-        "--dataset", nargs="+", metavar="PATH[:WEIGHT]", help="LeRobot datasets, folders or Hub ids, drawn by weight"
+        "--dataset", nargs="+", metavar="PATH[:WEIGHT]", help="datasets, folders or Hub ids, drawn by weight"
     )
     command.add_argument("--output-dir", type=Path, help="the run's folder")
     command.add_argument("--max-steps", type=int, default=max_steps, help="optimizer steps")
@@ -107,6 +114,13 @@ def _add_pretrain(commands: Any) -> None:
     command = _command(commands, "pretrain", _pretrain, "Train an action prior on motion alone (paper A, Stage 1).")
     command.add_argument("--kind", choices=("action",), default="action", help="which prior")
     _add_run_options(command, max_steps=1400)
+    command.add_argument("--prior", help="folder or Hub id of a prior to go on from; bodies new to it are added")
+    command.add_argument(
+        "--train-all", action="store_true", help="with --prior and new bodies only: train all weights, not just theirs"
+    )
+    command.add_argument("--stream", action="store_true", help="read LeRobot's parquet files as they are needed")
+    command.set_defaults(embodiments=None)
+    command.epilog = f"{command.epilog} embodiments: holds fields of bodies, by name."
 
 
 def _add_train(commands: Any) -> None:
@@ -129,7 +143,7 @@ def _add_evaluate(commands: Any) -> None:
     command = _command(commands, "evaluate", _evaluate, "Run a policy in a simulator and say how often it succeeds.")
     command.add_argument("checkpoint", help="folder or Hub id of a policy")
     command.add_argument("--env", default="metaworld", help="simulator")
-    command.add_argument("--tasks", nargs="+", metavar="TASK", help="task names, or 'all'")
+    command.add_argument("--tasks", nargs="+", metavar="TASK", help="task names, a suite of them, or 'all'")
     command.add_argument("--trials", type=int, default=10, help="episodes a task")
     command.add_argument("--output-dir", type=Path, help="of report.html, report.json and films")
     command.add_argument("--execute-steps", type=int, help="steps of a chunk before the next; default: half of it")
@@ -145,8 +159,22 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _add_info(commands: Any) -> None:
-    command = _command(commands, "info", _info, "Say what a checkpoint is: rung, bodies, sizes, backbone, metrics.")
-    command.add_argument("checkpoint", help="folder or Hub id")
+    command = _command(commands, "info", _info, "Say what a checkpoint is, or how far my robot's motion lies from it.")
+    command.add_argument("checkpoint", nargs="+", help="folder or Hub id; with --dataset several priors compare")
+    command.add_argument("--dataset", help="motion to compare priors with: a dataset's folder or Hub id")
+    command.add_argument("--output-dir", type=Path, help="with --dataset: of report.html and report.json")
+    command.add_argument("--seed", type=int, default=0, help="with --dataset: of windows and samples")
+
+
+def _add_inspect(commands: Any) -> None:
+    command = _command(commands, "inspect", _inspect, "Check a dataset before training on it.")
+    command.add_argument("dataset", help="folder, file or Hub id")
+    command.add_argument("--output-dir", type=Path, help="of report.html and report.json")
+    command.add_argument("--no-images", action="store_true", help="leave pictures alone")
+    command.add_argument("--chunk-size", type=int, default=16, help="steps of the windows that training will cut")
+    command.add_argument("--episodes", nargs="+", metavar="N", help="only these: numbers and ranges, 0 7 10-19")
+    command.add_argument("--strict", action="store_true", help="warnings give exit status 3 as well")
+    command.add_argument("--mapping", type=Path, help="YAML that maps the columns of HDF5, NPZ or parquet files")
 
 
 def _collect(options: dict[str, Any]) -> None:
@@ -167,21 +195,26 @@ def _collect(options: dict[str, Any]) -> None:
             num_workers=options["workers"],
             overwrite=options["overwrite"],
             image_size=options["image_size"],
+            video=options["video"],
+            environment_options={
+                name: options[name] for name in ("robot", "action_space") if options[name] is not None
+            },
         )
     summary = load_collection_summary(folder)
     rate = sum(summary.success_rates.values()) / len(summary.success_rates)
+    told = "" if summary.success_required else ", which is not the criterion here: unsolved episodes are kept"
     print(
         f"{summary.episodes} episodes, {summary.frames} frames in {folder} (the experts solved {rate:.0%} of their "
-        f"starts)\nNext: priorvla pretrain --dataset {folder} --output-dir runs/prior"
+        f"starts{told})\nNext: priorvla pretrain --dataset {folder} --output-dir runs/prior"
     )
 
 
 def _pretrain(options: dict[str, Any]) -> None:
     _require(options, "dataset", "output_dir")
-    from .training.run_options import RunOptions
+    from .training.run_options import PriorOptions
 
     options.pop("kind")
-    run = RunOptions(datasets=options.pop("dataset"), **options)
+    run = PriorOptions(datasets=options.pop("dataset"), **options)
     run.check()
     with _told_when_stopped(run.after_stop):
         from .training.pretrain import pretrain_action_prior
@@ -223,9 +256,29 @@ def _told_when_stopped(how_to_go_on: Callable[[], str]) -> Iterator[None]:
 
 
 def _info(options: dict[str, Any]) -> None:
-    from .hub_cards.info import describe_checkpoint
+    checkpoints, dataset = options["checkpoint"], options["dataset"]
+    if dataset is None:
+        from .hub_cards.info import describe_checkpoint
 
-    print(describe_checkpoint(options["checkpoint"]))
+        if options["output_dir"] is not None:
+            raise ValueError("--output-dir is for the report on a comparison: name --dataset, or leave it out")
+        print("\n\n".join(describe_checkpoint(checkpoint) for checkpoint in checkpoints))
+        return
+    from .hub_cards.checkpoints import require_checkpoint
+
+    for checkpoint in checkpoints:
+        require_checkpoint(checkpoint, "checkpoint")
+    from .training.motion_distance_report import compare_motion
+
+    print(compare_motion(checkpoints, dataset, options["output_dir"], options["seed"]))
+
+
+def _inspect(options: dict[str, Any]) -> int:
+    from .training.inspection.inspection_options import InspectionOptions, run_inspection
+
+    inspection = InspectionOptions(**options)
+    inspection.check()
+    return run_inspection(inspection)
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
@@ -284,12 +337,9 @@ def _subparser(parser: argparse.ArgumentParser, name: str) -> argparse.ArgumentP
 
 
 def _tasks(environment: str, names: list[str]) -> list[str]:
-    from .deployment.environments.registry import list_tasks, require_tasks
+    from .deployment.environments.registry import expand_tasks
 
-    if names == ["all"]:
-        return list_tasks(environment)
-    require_tasks(environment, names)
-    return names
+    return expand_tasks(environment, names)
 
 
 def _require(options: dict[str, Any], *names: str) -> None:

@@ -26,8 +26,8 @@ from .action_transforms import (
     learned_kinds_of,
     require_learnable,
 )
+from .feature_statistics import FeatureStatistics, NormalizationMode, require_finite
 from .rotations import RotationGroup, require_rotations
-from .statistics import FeatureStatistics, NormalizationMode, require_finite
 
 EMBODIMENTS_FILE = "embodiments.json"
 EMBODIMENTS_VERSION = 2  # 2: learned_kinds, reference_dims, rotations, state_minimum_range
@@ -49,8 +49,9 @@ class Embodiment:
         name: identifier, unique within a checkpoint (for example `metaworld_sawyer`).
         action_names, state_names: one name a raw dimension; their lengths are the action dim and the state dim.
         control_rate: control steps per second (Hz) of the data and of the policy.
-        action_kinds: per raw action dimension what was recorded: `absolute` (a target), `delta` (difference to the
-            previous action) or `relative` (difference to the current state). Default: absolute everywhere.
+        action_kinds: per raw action dimension what was recorded: `absolute` (a target), `delta` (a displacement, from
+            the previous target or the present pose, in any unit) or `relative` (difference to the state at the start of
+            the chunk). Default: absolute everywhere.
         gripper_dims: indices of action dimensions that open and close a gripper.
         cameras: camera names in the order of the model's camera slots.
         action_normalization, state_normalization: see `NormalizationMode`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ class CollectionSummary:
         environment, seed: as passed to `collect`.
         episodes, frames: totals of the dataset.
         success_rates: per task, solved starts / tried starts of the expert (noisy ones included).
+        success_required: whether episodes without success were left out; where not, success is not the criterion.
         starts: per episode, in the dataset's order: `task`, `start_seed` (the environment's reset seed), `noise`.
     """
 
@@ -36,6 +37,7 @@ class CollectionSummary:
     episodes: int = 0
     frames: int = 0
     success_rates: dict[str, float] = field(default_factory=dict)
+    success_required: bool = True
     starts: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -49,16 +51,19 @@ def collect(
     images: bool = True,
     noise: float = 0.15,
     steps_after_success: int = 8,
-    max_episode_steps: int = 200,
+    max_episode_steps: int | None = None,
     num_workers: int = 2,
     overwrite: bool = False,
     image_size: int = 112,
+    video: bool = False,
+    environment_options: Mapping[str, Any] | None = None,
 ) -> Path:
     """Records solved episodes of the scripted experts of `tasks` and returns the dataset's folder.
 
-    Only successful episodes are kept; a start that the expert does not solve is replaced by the next. The result
-    depends on the seed, not on `num_workers`, and every task's episodes not on the other tasks; the same call gives the
-    same dataset, byte for byte. A summary lies in `meta/collection.json` (`load_collection_summary`).
+    Only successful episodes are kept, and a start that the expert does not solve is replaced by the next, unless the
+    environment says that success is not required (PushT's pushes are motion, not solutions). The result depends on the
+    seed, not on `num_workers`, and every task's episodes not on the other tasks; the same call gives the same dataset,
+    byte for byte. A summary lies in `meta/collection.json` (`load_collection_summary`).
 
     Args:
         output_dir: the dataset's folder, which appears when the dataset is complete.
@@ -68,13 +73,16 @@ def collect(
         seed: decides starts and noise.
         images: without them no renderer is made, and the dataset has motion only.
         noise: standard deviation of the Gaussian noise added to every executed action of every second demonstration, in
-            the action's units; labels stay the expert's clean actions. 0 switches it off.
+            units of the environment's `noise_scale`; labels stay the expert's clean actions. 0 switches it off.
         steps_after_success: steps recorded after the task is first solved.
-        max_episode_steps: an episode that is not solved by then is a failure; best what `evaluate` allows.
+        max_episode_steps: an episode that is not solved by then is a failure; best what `evaluate` allows. Default:
+            the environment's own.
         num_workers: processes, one thread each. With more than one, a script needs the usual
             `if __name__ == "__main__":` around its call.
         overwrite: replace a dataset that is already there.
         image_size: side of the pictures in pixels.
+        video: H.264 videos instead of PNG images.
+        environment_options: further arguments of the environment's class, for example `{"robot": "ur5e"}`.
 
     Raises:
         ValueError: on an unknown task or simulator, a task named twice, or a number out of range.
@@ -84,18 +92,20 @@ def collect(
     tasks = list(tasks)
     _validate(tasks, episodes_per_task, environment, seed, noise, steps_after_success, max_episode_steps, num_workers)
     settings = DemonstrationSettings(seed, images, noise, steps_after_success, ATTEMPTS)
-    options = {"max_episode_steps": max_episode_steps, "render": images, "image_size": image_size}
+    options = {"render": images, "image_size": image_size, **(environment_options or {})}
+    if max_episode_steps is not None:
+        options["max_episode_steps"] = max_episode_steps
     jobs = [
         DemonstrationJob(environment, options, task, index, settings)
         for task in tasks
         for index in range(episodes_per_task)
     ]
-    body = _embodiment_of(environment, tasks[0], options)
+    body, success_required, longest = _described(environment, tasks[0], options)
     cameras = dict.fromkeys(body.cameras, (image_size, image_size)) if images else {}
-    summary = CollectionSummary(environment, seed)
-    attempts = dict.fromkeys(tasks, 0)
+    summary = CollectionSummary(environment, seed, success_required=success_required)
+    attempts, solved = dict.fromkeys(tasks, 0), dict.fromkeys(tasks, 0)
     with (
-        LeRobotDatasetWriter(output_dir, body, cameras, overwrite=overwrite) as writer,
+        LeRobotDatasetWriter(output_dir, body, cameras, overwrite=overwrite, video=video) as writer,
         closing(make_demonstrations(jobs, num_workers)) as demonstrations,
     ):
         for job, demonstration in zip(jobs, tqdm(demonstrations, "collect", len(jobs), unit="episode"), strict=True):
@@ -103,17 +113,18 @@ def collect(
             if demonstration is None:
                 raise RuntimeError(
                     f"task {task!r}: the expert failed {ATTEMPTS} starts in a row (it solved {job.index} of "
-                    f"{attempts[task] + ATTEMPTS} so far): raise max_episode_steps={max_episode_steps}, lower "
+                    f"{attempts[task] + ATTEMPTS} so far): raise max_episode_steps={longest}, lower "
                     f"noise={noise}, or leave the task out"
                 )
             attempts[task] += demonstration.failures + 1
+            solved[task] += demonstration.solved
             writer.add_episode(
                 demonstration.states, demonstration.actions, demonstration.instruction, demonstration.images or None
             )
             summary.frames += len(demonstration.actions)
             summary.starts.append({"task": task, "start_seed": demonstration.start_seed, "noise": demonstration.noise})
         summary.episodes = len(jobs)
-        summary.success_rates = {task: episodes_per_task / attempts[task] for task in tasks}
+        summary.success_rates = {task: solved[task] / attempts[task] for task in tasks}
         writer.add_file(SUMMARY_FILE, json.dumps(asdict(summary), indent=2) + "\n")
     return Path(output_dir)
 
@@ -130,7 +141,7 @@ def _validate(
     seed: int,
     noise: float,
     steps_after_success: int,
-    max_episode_steps: int,
+    max_episode_steps: int | None,
     num_workers: int,
 ) -> None:
     known = list_tasks(environment)
@@ -146,17 +157,18 @@ def _validate(
         ("seed", seed, 0),
         ("noise", noise, 0),
         ("steps_after_success", steps_after_success, 0),
-        ("max_episode_steps", max_episode_steps, 1),
+        ("max_episode_steps", 1 if max_episode_steps is None else max_episode_steps, 1),
         ("num_workers", num_workers, 1),
     ):
         if not value >= least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def _embodiment_of(environment: str, task: str, options: dict[str, Any]) -> Embodiment:
+def _described(environment: str, task: str, options: dict[str, Any]) -> tuple[Embodiment, bool, int]:
+    """The body of an environment, whether its episodes need success, and how long they may last."""
     made = make_environment(environment, task, **options)
     try:
-        return made.embodiment
+        return made.embodiment, made.success_required, made.max_episode_steps
     finally:
         made.close()
 

@@ -46,7 +46,7 @@ class DemonstrationJob:
 
 @dataclass
 class Demonstration:
-    """A solved episode of T steps.
+    """An episode of T steps, `solved` unless its environment does not ask for success.
 
     `states` (T, S) and `images` (camera -> (T, h, w, 3) uint8) are what was seen before each step, `actions` (T, D)
     what the expert wanted then: where the executed action was noisy the label is still the clean one, so that the data
@@ -60,6 +60,7 @@ class Demonstration:
     start_seed: int
     noise: float
     failures: int
+    solved: bool
 
 
 def make_demonstrations(jobs: list[DemonstrationJob], num_workers: int) -> Generator[Demonstration | None, None, None]:
@@ -89,17 +90,18 @@ def record_demonstration(
 ) -> Demonstration | None:
     """The demonstration number `index` of `task`, on the first start that the expert solves; None if it solves none.
 
-    Starts and noise depend on the seed, the task's name, the index and the attempt, and on nothing else: neither other
-    tasks nor other demonstrations nor `images` change them. Odd indices are noisy.
+    An environment that does not require success (`success_required`) keeps its first start, solved or not. Starts and
+    noise depend on the seed, the task's name, the index and the attempt, and on nothing else: neither other tasks nor
+    other demonstrations nor `images` change them. Odd indices are noisy.
     """
     noise = settings.noise if index % 2 else 0.0
     for attempt in range(settings.attempts):
         source = np.random.SeedSequence([settings.seed, zlib.crc32(task.encode()), index, attempt])
         start_seed = int(source.generate_state(1)[0])
         episode = _record_episode(environment, start_seed, np.random.default_rng(source), noise, settings)
-        if episode is not None:
-            states, actions, images = episode
-            return Demonstration(states, actions, images, environment.instruction, start_seed, noise, attempt)
+        states, actions, images, solved = episode
+        if solved or not environment.success_required:
+            return Demonstration(states, actions, images, environment.instruction, start_seed, noise, attempt, solved)
     return None
 
 
@@ -109,8 +111,8 @@ def _record_episode(
     generator: np.random.Generator,
     noise: float,
     settings: DemonstrationSettings,
-) -> tuple[NDArray[np.float32], NDArray[np.float32], dict[str, NDArray[np.uint8]]] | None:
-    """`(states, actions, images)` up to `steps_after_success` steps after the first success; None without success."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32], dict[str, NDArray[np.uint8]], bool]:
+    """`(states, actions, images, solved)` up to `steps_after_success` steps after the first success, or to the end."""
     observation, info = environment.reset(seed=start_seed)
     cameras = list(observation["images"]) if settings.images else []
     states, actions = [], []
@@ -123,15 +125,14 @@ def _record_episode(
         actions.append(action)
         for camera in cameras:
             images[camera].append(observation["images"][camera])
-        executed = action + generator.normal(0.0, noise, action.shape).astype(np.float32)
+        executed = action + generator.normal(0.0, noise * environment.noise_scale, action.shape).astype(np.float32)
         observation, _, _, truncated, info = environment.step(executed)
         if steps_left is not None:
             steps_left -= 1
         elif info["success"]:
             steps_left = settings.steps_after_success
-    if steps_left is None:
-        return None
-    return np.stack(states), np.stack(actions), {camera: np.stack(frames) for camera, frames in images.items()}
+    pictures = {camera: np.stack(frames) for camera, frames in images.items()}
+    return np.stack(states), np.stack(actions), pictures, steps_left is not None
 
 
 def _blocks(jobs: list[DemonstrationJob], size: int) -> Iterator[list[DemonstrationJob]]:

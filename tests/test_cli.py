@@ -21,12 +21,15 @@ RUN = ["--config", "--dataset", "--output-dir", "--max-steps", "--seed", "--devi
 COLLECT = ["--config", "--env", "--tasks", "--episodes", "--output-dir", "--no-images", "--noise", "--image-size"]
 TRAIN = ["--prior", "--control", "--backbone", "--backbone-dtype", "--frame-stride", "--cache-dir", "--max-cache-gb"]
 EVALUATE = ["checkpoint", "--config", "--env", "--tasks", "--trials", "--output-dir", "--execute-steps", "--films"]
+SIMULATOR = ["--robot", "--action-space", "--video"]
+INSPECTED = ["--chunk-size", "--episodes", "--strict", "--mapping"]
 OPTIONS = {
-    "collect": [*COLLECT, "--max-episode-steps", "--workers", "--seed", "--overwrite"],
-    "pretrain": ["--kind", *RUN],
+    "collect": [*COLLECT, *SIMULATOR, "--max-episode-steps", "--workers", "--seed", "--overwrite"],
+    "inspect": ["dataset", "--config", "--output-dir", "--no-images", *INSPECTED],
+    "pretrain": ["--kind", "--prior", "--train-all", "--stream", *RUN],
     "train": [*TRAIN, *RUN],
     "evaluate": [*EVALUATE, "--max-episode-steps", "--blank-images", "--backbone", "--workers", "--seed", "--device"],
-    "info": ["checkpoint", "--config"],
+    "info": ["checkpoint", "--config", "--dataset", "--output-dir", "--seed"],
 }
 
 
@@ -83,7 +86,9 @@ def test_every_commands_help_explains_every_option(command, capsys):
         main([command, "--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    lines = text[text.index("positional arguments" if "checkpoint" in OPTIONS[command] else "options:") :].splitlines()
+    lines = text[
+        text.index("positional arguments" if not OPTIONS[command][0].startswith("--") else "options:") :
+    ].splitlines()
     for option in OPTIONS[command]:
         at = next(
             (index for index, line in enumerate(lines) if line.startswith((f"  {option} ", f"  {option}\n"))), None
@@ -147,7 +152,12 @@ def test_a_wrong_argument_is_found_without_loading_any_deep_learning(arguments, 
         (["pretrain", "--dataset", "a/x", "--output-dir", "nowhere", "--resume"], "checkpoint-* to continue from"),
         (["pretrain", "--dataset", "/no/where", "--output-dir", "x"], "/no/where does not exist"),
         (["info", "/no/where"], "/no/where does not exist: pass a checkpoint's folder or its Hub id"),
-        (["pretrain", "--config", "nowhere"], "nowhere is neither a file nor a shipped recipe (action_prior_small"),
+        (["pretrain", "--config", "nowhere"], "nowhere is neither a file nor a shipped recipe (action_prior_"),
+        (["info", "a", "b", "--output-dir", "x"], "name --dataset, or leave it out"),
+        (["inspect", "/no/where"], "/no/where does not exist: give a dataset's folder or file"),
+        (["inspect", ".", "--chunk-size", "0"], "--chunk-size 0 must be at least 1"),
+        (["pretrain", "--dataset", "a/x", "--output-dir", "x", "--train-all"], "name it with --prior"),
+        (["pretrain", "--dataset", "a/x:2", "--output-dir", "x", "--stream"], "without weights: leave ':WEIGHT' out"),
     ],
 )
 def test_wrong_arguments_are_named_and_end_with_status_2(arguments, message, fails, tmp_path, monkeypatch):
@@ -172,6 +182,8 @@ def test_an_output_folder_that_holds_something_is_refused(dataset, fails):
         ("holdout: [0.1]", "holdout must be a number, got [0.1]"),
         ("resume: 1", "resume must be true or false, got 1"),
         ("device: abacus", "device='abacus', use one of auto, cpu, cuda"),
+        ("embodiments: {arm: 3}", "embodiments.arm must be a mapping of an embodiment's fields, got 3"),
+        ("embodiments: {arm: {rate: 3}}", "embodiment 'arm': unknown key 'rate'"),
         ("model: small", "model must be a mapping, got str"),
         ("model: {latent_nois: 1}", "model: 'latent_nois' is unknown, did you mean 'latent_noise'?"),
         ("model: {latent_noise: loud}", "model.latent_noise must be a number, got 'loud'"),
@@ -236,7 +248,7 @@ def test_a_stopped_training_says_how_it_goes_on(dataset, capsys, tmp_path, monke
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("priorvla.training.pretrain.load_sources", interrupt)
+    monkeypatch.setattr("priorvla.training.pretrain.set_seed", interrupt)
     command = ["pretrain", "--dataset", str(dataset), "--output-dir", str(tmp_path / "run"), "--device", "cpu"]
     assert main(command) == 130
     said = capsys.readouterr().err

@@ -12,8 +12,8 @@ if find_spec("metaworld") is None:
     pytest.skip("needs the extra 'metaworld'", allow_module_level=True)
 from priorvla.deployment.collect import collect, load_collection_summary
 from priorvla.deployment.environments import make_environment
-from priorvla.training.data.lerobot_reader import load_trajectories
 from priorvla.training.data.lerobot_writer import LeRobotDatasetWriter
+from priorvla.training.data.readers import load_trajectories
 
 TASKS = ["handle-press", "coffee-button"]  # the experts' shortest
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from priorvla.configuration.embodiment import Embodiment
-from priorvla.training.data.lerobot_reader import load_trajectories
 from priorvla.training.data.lerobot_writer import LeRobotDatasetWriter
+from priorvla.training.data.readers import load_trajectories
 
 
 def test_a_file_of_ones_own_appears_with_the_dataset_and_counts_in_its_fingerprint(

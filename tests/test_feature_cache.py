@@ -9,8 +9,8 @@ import torch
 from priorvla.modeling_priorvla.backbone import DualEncoderBackbone
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from priorvla.training.data.feature_cache import FeatureCache
-from priorvla.training.data.lerobot_reader import load_trajectories
 from priorvla.training.data.observation_dataset import ObservationDataset
+from priorvla.training.data.readers import load_trajectories
 from priorvla.training.data.trajectory_dataset import TrajectoryDataset
 
 H = 4

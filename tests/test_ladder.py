@@ -11,7 +11,7 @@ if find_spec("metaworld") is None:
     pytest.skip("needs the extra 'metaworld'", allow_module_level=True)
 from priorvla.cli import main
 from priorvla.deployment.collect import load_collection_summary
-from priorvla.training.data.lerobot_reader import load_trajectories
+from priorvla.training.data.readers import load_trajectories
 
 TASK = "drawer-close"
 CHECKPOINT = {"config.json", "model.safetensors", "embodiments.json", "processor_config.json", "README.md"}
@@ -82,6 +82,9 @@ def test_the_prior_is_measured_on_episodes_that_it_did_not_see(run):
     metrics = json.loads((run / "prior" / "metrics.json").read_text())
     assert metrics["held_out_windows"] > 0
     assert {"reconstruction_error/metaworld_sawyer", "mean_chunk_error/metaworld_sawyer"} <= metrics.keys()
+    report = json.loads((run / "prior" / "report.json").read_text())
+    assert report["embodiments"]["metaworld_sawyer"]["windows"] > 0
+    assert "What this action prior knows" in (run / "prior" / "report.html").read_text()
 
 
 def test_prior_and_control_differ_in_weights_and_distillation_alone(run):

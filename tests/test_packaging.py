@@ -103,7 +103,7 @@ def test_every_imported_package_is_a_declared_dependency_and_every_dependency_is
                     undeclared.append(f"{file}:{node.lineno} imports {top}")
     assert not undeclared
     needed = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
-    assert needed - imported == {"accelerate", "datasets"}  # transformers' Trainer imports the one; see pyproject.toml
+    assert needed - imported == {"accelerate"}  # transformers' Trainer imports it
 
 
 def test_the_pinned_versions_cover_the_declared_ranges() -> None:

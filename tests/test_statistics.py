@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from priorvla.configuration.statistics import QUANTILES, FeatureStatistics, StatisticsAccumulator
+from priorvla.configuration.feature_statistics import QUANTILES, FeatureStatistics, StatisticsAccumulator
 
 HARD = {
     "normal": lambda random, count: random.normal(size=count),

@@ -19,9 +19,10 @@ from priorvla.configuration.embodiment import load_embodiments
 from priorvla.modeling_priorvla.modeling_action_prior import ActionPriorModel
 from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
-from priorvla.training.data.lerobot_reader import load_trajectories
-from priorvla.training.pretrain import pretrain_action_prior, reconstruction_errors
-from priorvla.training.run_options import RunOptions, VLAOptions, split_weight
+from priorvla.training.data.readers import load_trajectories
+from priorvla.training.pretrain import pretrain_action_prior
+from priorvla.training.prior_quality import measure_prior
+from priorvla.training.run_options import PriorOptions, RunOptions, VLAOptions, split_weight
 from priorvla.training.train import train_vla
 
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
@@ -93,9 +94,9 @@ def make_vla(folder, demonstrations, tiny_backbone):
     return make
 
 
-def prior_options(datasets, output_dir, **options) -> RunOptions:
+def prior_options(datasets, output_dir, **options) -> PriorOptions:
     options = {"max_steps": 4, "device": "cpu", "holdout": 0.34, "model": MOTION, "training": TRAINING, **options}
-    return RunOptions(datasets=datasets, output_dir=output_dir, **options)
+    return PriorOptions(datasets=datasets, output_dir=output_dir, **options)
 
 
 def weights_in(run: Path) -> dict[str, torch.Tensor]:
@@ -114,7 +115,7 @@ def require_complete(run: Path) -> None:
     names = {file.name for file in run.iterdir() if file.is_file()}
     assert {"model.safetensors", "config.json", "embodiments.json", "processor_config.json", "README.md"} <= names
     assert {"metrics.json", "log.csv", "loss.png"} <= names
-    assert {Path(name).suffix for name in names} <= {".safetensors", ".json", ".csv", ".png", ".md"}
+    assert {Path(name).suffix for name in names} <= {".safetensors", ".json", ".csv", ".png", ".md", ".html"}
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -285,10 +286,9 @@ def test_a_training_that_had_all_its_steps_is_resumed_without_another(motion, tm
 def test_the_metrics_of_a_prior_are_those_of_the_weights_that_were_saved(motion, tmp_path):
     trainer = pretrain_action_prior(prior_options(motion[:1], tmp_path / "prior"))
     metrics = json.loads((tmp_path / "prior" / "metrics.json").read_text())
-    trainer.average = None
-    trainer.model = ActionPriorModel.from_pretrained(tmp_path / "prior")
-    again = reconstruction_errors(trainer, trainer.eval_dataset)
-    assert again == pytest.approx({name: metrics[name] for name in again})
+    saved = ActionPriorModel.from_pretrained(tmp_path / "prior")
+    again = measure_prior(saved, trainer.eval_dataset, trainer.train_dataset, prior_options(motion, tmp_path).seed)
+    assert again.metrics() == pytest.approx({name: value for name, value in metrics.items() if "/" in name})
 
 
 def test_a_vla_resumes_through_its_options_to_the_bit(make_vla, prior, folder):

@@ -11,6 +11,7 @@ from ..hub_cards.checkpoints import is_hub_id, require_checkpoint
 
 DEVICES = ("auto", "cpu", "cuda")
 FEATURES_FOLDER = "features"  # of a run that was stopped before its first checkpoint; a new start goes on with it
+STEPS_FOLDER = "steps"  # the datasets' steps, memory-mapped while a run lasts
 LAST_FILE = "trainer_state.json"  # the Trainer writes it last: where it is, the checkpoint is complete
 
 
@@ -84,9 +85,48 @@ class RunOptions:
         return f"No checkpoint was complete: start again with another --output-dir, or remove {self.output_dir}."
 
     def _is_fresh(self) -> bool:
-        """Whether a new run may start in `output_dir`: nothing is there but features that were encoded for one."""
+        """Whether a new run may start in `output_dir`: nothing is there but what was prepared for one."""
         folder = self.output_dir
-        return not folder.is_dir() or all(entry.name == FEATURES_FOLDER for entry in folder.iterdir())
+        prepared = (FEATURES_FOLDER, STEPS_FOLDER)
+        return not folder.is_dir() or all(
+            entry.name in prepared or entry.name.startswith(f".{STEPS_FOLDER}.") for entry in folder.iterdir()
+        )
+
+
+@dataclass(frozen=True)
+class PriorOptions(RunOptions):
+    """What `pretrain` takes beside `RunOptions`.
+
+    Args:
+        prior: folder or Hub id of an action prior to go on from. Bodies that it does not know are added to it.
+        train_all: with `prior`: train every weight although all datasets are of new bodies, of which otherwise only
+            the new bodies' own weights are trained and nothing else of the prior moves by a bit.
+        embodiments: fields of bodies by their names, over what the datasets say: for example
+            `{"so101": {"learned_kinds": "relative"}}`.
+        stream: never have the datasets here as a whole: read LeRobot's parquet files one after the other, from folders
+            or the Hub. Statistics are of at most 1,000 files a dataset, and `holdout` is a share of files.
+    """
+
+    prior: str | None = None
+    train_all: bool = False
+    embodiments: Mapping[str, Mapping[str, Any]] | None = None
+    stream: bool = False
+
+    def check(self) -> None:
+        """As `RunOptions.check`; raises FileNotFoundError when `prior` is no checkpoint."""
+        super().check()
+        for name, fields in (self.embodiments or {}).items():
+            if not isinstance(fields, Mapping):
+                raise ValueError(f"embodiments.{name} must be a mapping of an embodiment's fields, got {fields!r}")
+        if self.stream and any(split_weight(dataset)[1] is not None for dataset in self.datasets):
+            raise ValueError("--stream reads every file once an epoch, without weights: leave ':WEIGHT' out")
+        if self.prior is None:
+            if self.train_all:
+                raise ValueError("--train-all says how to go on from a prior: name it with --prior, or leave it out")
+            return
+        if given := {"expert", "encoder"} & set(self.model or {}):
+            raise ValueError(f"model.{min(given)} cannot be set with --prior: its networks have their shape already")
+        require_checkpoint(self.prior, "--prior")
 
 
 @dataclass(frozen=True)
@@ -154,6 +194,8 @@ def require_device(device: str, known: Sequence[str]) -> None:
 __all__ = [
     "DEVICES",
     "FEATURES_FOLDER",
+    "STEPS_FOLDER",
+    "PriorOptions",
     "RunOptions",
     "VLAOptions",
     "require_device",

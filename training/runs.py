@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ..configuration.recipe import checked_fields
 from ..hub_cards.plots import loss_curves
-from .data.lerobot_reader import load_trajectories
+from .data.readers import load_trajectories
 from .data.trajectory import TrajectorySource
 from .run_options import RunOptions, split_weight
 from .stage_arguments import StageTrainingArguments
@@ -20,11 +20,16 @@ StageArguments = TypeVar("StageArguments", bound=StageTrainingArguments)
 
 def load_sources(datasets: Sequence[str], frames: bool = False) -> tuple[list[TrajectorySource], list[float] | None]:
     """The datasets (`path` or `path:weight`), and their weights when any was given (the others then weigh 1)."""
-    pairs = [split_weight(dataset) for dataset in datasets]
-    sources = [load_trajectories(path, frames=frames) for path, _ in pairs]
-    if all(weight is None for _, weight in pairs):
-        return sources, None
-    return sources, [1.0 if weight is None else weight for _, weight in pairs]
+    sources = [load_trajectories(split_weight(dataset)[0], frames=frames) for dataset in datasets]
+    return sources, source_weights(datasets)
+
+
+def source_weights(datasets: Sequence[str]) -> list[float] | None:
+    """The weights given as `path:weight`; 1 where others were given and none here; None when none was given."""
+    weights = [split_weight(dataset)[1] for dataset in datasets]
+    if all(weight is None for weight in weights):
+        return None
+    return [1.0 if weight is None else weight for weight in weights]
 
 
 def training_arguments(arguments_class: type[StageArguments], options: RunOptions, **overrides: Any) -> StageArguments:
@@ -47,10 +52,15 @@ def training_arguments(arguments_class: type[StageArguments], options: RunOption
 
 
 def finish_run(trainer: StageTrainer, metrics: Mapping[str, float]) -> None:
-    """Writes the trained model, `log.csv`, `loss.png` and, last of all, `metrics.json` into the run's folder."""
+    """Writes the trained model, `log.csv`, `loss.png` and, last of all, `metrics.json` into the run's folder.
+
+    Of several processes the first writes.
+    """
     folder = trainer.run_folder
     trainer.card_facts["metrics"] = dict(metrics) or None
     trainer.save_model()
+    if not trainer.is_world_process_zero():
+        return
     history = [line for line in trainer.state.log_history if "loss" in line or "eval_loss" in line]
     columns = sorted({key for line in history for key in line})
     with (folder / "log.csv").open("w", newline="", encoding="utf-8") as file:
@@ -69,4 +79,4 @@ def finish_run(trainer: StageTrainer, metrics: Mapping[str, float]) -> None:
     unfinished.replace(folder / "metrics.json")
 
 
-__all__ = ["finish_run", "load_sources", "training_arguments"]
+__all__ = ["finish_run", "load_sources", "source_weights", "training_arguments"]

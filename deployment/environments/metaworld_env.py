@@ -80,16 +80,16 @@ def _instructions() -> dict[str, str]:
 def metaworld_embodiment(camera: str = "corner2") -> Embodiment:
     """Meta-World's Sawyer arm, whose hand is dragged along x, y, z and whose gripper opens and closes.
 
-    Actions are in [-1, 1] and need no normalisation: `dx, dy, dz` move the point that the hand is dragged to by 1 cm a
-    unit (so they are neither targets nor differences between actions: kind `absolute` takes them as they are),
-    `gripper` is the closing effort, +1 closes. The state is the hand's position (m) and the gripper's opening,
-    0 to 1.
+    Actions are in [-1, 1] and need no normalisation: `dx, dy, dz` displace the point that the hand is dragged to, by
+    1 cm a unit (kind `delta`), `gripper` is the closing effort, +1 closes. The state is the hand's position (m) and the
+    gripper's opening, 0 to 1.
     """
     return Embodiment(
         name="metaworld_sawyer",
         action_names=["dx", "dy", "dz", "gripper"],
         state_names=["hand_x", "hand_y", "hand_z", "gripper_opening"],
         control_rate=CONTROL_RATE,
+        action_kinds=["delta", "delta", "delta", "absolute"],
         gripper_dims=[3],
         cameras=[camera],
         action_normalization=NormalizationMode.IDENTITY,
@@ -137,6 +137,8 @@ class MetaWorldEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_RATE)}
     render_mode = "rgb_array"
+    success_required = True
+    noise_scale = 1.0
 
     def __init__(
         self,

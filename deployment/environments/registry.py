@@ -15,18 +15,29 @@ from ...configuration.embodiment import Embodiment
 from ...configuration.recipe import require_known
 
 # name -> (module, class, file with the tasks and their instructions)
-_ENVIRONMENTS = {"metaworld": ("metaworld_env", "MetaWorldEnv", "metaworld_tasks.yaml")}
+_ENVIRONMENTS = {
+    "aloha": ("aloha_env", "AlohaEnv", "aloha_tasks.yaml"),
+    "libero": ("libero_env", "LiberoEnv", "libero_tasks.yaml"),
+    "metaworld": ("metaworld_env", "MetaWorldEnv", "metaworld_tasks.yaml"),
+    "pusht": ("pusht_env", "PushTEnv", "pusht_tasks.yaml"),
+}
 
 
 class RobotEnvironment(Protocol):
     """What collecting and evaluating need of a simulated robot; every one of ours is a `gymnasium.Env` that has it.
 
     Observations are `{"state": (S,) float32, "images": Mapping camera -> (h, w, 3) uint8}`, infos have `success`.
+    `noise_scale`, a number or one an action dim, is what one unit of noise means in the action's units. Where
+    `success_required` is false, episodes that do not succeed are worth recording too.
     """
 
     embodiment: Embodiment
     instruction: str
     max_episode_steps: int
+    success_required: bool
+
+    @property
+    def noise_scale(self) -> float | NDArray[np.float32]: ...
 
     def reset(self, *, seed: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]: ...
 
@@ -44,6 +55,24 @@ def list_instructions(name: str) -> Mapping[str, str]:
     file = Path(__file__).with_name(_lookup(name)[2])
     instructions: dict[str, str] = yaml.safe_load(file.read_text(encoding="utf-8"))
     return instructions
+
+
+def expand_tasks(name: str, tasks: Sequence[str]) -> list[str]:
+    """Task names for what a user names: `all`, a suite (`libero_object` for all of its tasks), or tasks themselves.
+
+    Raises ValueError as `require_tasks`.
+    """
+    known = list_tasks(name)
+    if list(tasks) == ["all"]:
+        return known
+    suites = {task.rpartition("/")[0] for task in known} - {""}
+    expanded = [
+        task
+        for given in tasks
+        for task in ([t for t in known if t.startswith(f"{given}/")] if given in suites else [given])
+    ]
+    require_tasks(name, expanded)
+    return expanded
 
 
 def list_tasks(name: str) -> list[str]:
@@ -86,4 +115,4 @@ def _lookup(name: str) -> tuple[str, str, str]:
     return _ENVIRONMENTS[name]
 
 
-__all__ = ["RobotEnvironment", "list_instructions", "list_tasks", "make_environment", "require_tasks"]
+__all__ = ["RobotEnvironment", "expand_tasks", "list_instructions", "list_tasks", "make_environment", "require_tasks"]

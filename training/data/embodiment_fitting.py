@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...configuration.compatibility import BODY_KEYS, first_difference, require_compatible
 from ...configuration.embodiment import Embodiment
-from ...configuration.statistics import StatisticsAccumulator
+from ...configuration.feature_statistics import StatisticsAccumulator
 from .trajectory import TrajectorySource
 from .trajectory_store import TrajectoryStore, held_out
 

@@ -150,6 +150,11 @@ def _selected(layout: LeRobotLayout, episodes: Sequence[int] | None) -> list[Epi
     return records
 
 
+def described_embodiment(root: Path) -> Embodiment:
+    """The body of the LeRobot dataset in folder `root`, of which `meta/` is enough; errors as `load_trajectories`."""
+    return _stored_embodiment(read_layout(root))
+
+
 def _stored_embodiment(layout: LeRobotLayout) -> Embodiment:
     file = layout.root / EMBODIMENT_FILE
     if file.is_file():
@@ -180,4 +185,4 @@ def _require_match(embodiment: Embodiment, layout: LeRobotLayout) -> None:
         )
 
 
-__all__ = ["read_lerobot"]
+__all__ = ["described_embodiment", "read_lerobot"]
