@@ -12,6 +12,7 @@ import ctypes
 import os
 import sys
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,12 +54,13 @@ class OffscreenRenderer:
     Args:
         model: a `mujoco.MjModel`; its off-screen buffer size and multisampling are changed.
         size: side of a picture in pixels.
+        hidden_groups: geometry groups that are not drawn besides those that MuJoCo leaves out.
 
     Raises:
         RuntimeError: where no OpenGL context can be made, with the packages to install.
     """
 
-    def __init__(self, model: Any, size: int) -> None:
+    def __init__(self, model: Any, size: int, hidden_groups: Sequence[int] = ()) -> None:
         import mujoco
 
         model.vis.global_.offwidth = model.vis.global_.offheight = size
@@ -73,6 +75,8 @@ class OffscreenRenderer:
             ) from error
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self._renderer.scene.flags[flag] = 0
+        self._shown = mujoco.MjvOption()
+        self._shown.geomgroup[list(hidden_groups)] = 0
         _open_renderers.add(self)
         atexit.unregister(_close_open_renderers)  # once, and after MuJoCo's own: what is registered last runs first
         atexit.register(_close_open_renderers)
@@ -84,7 +88,7 @@ class OffscreenRenderer:
             window: left, top and side of the square to draw, in parts of the camera's whole view; it fills the picture.
         """
         scene = self._renderer.scene
-        self._renderer.update_scene(data, camera)
+        self._renderer.update_scene(data, camera, self._shown)
         left, top, side = window
         for view in scene.camera:  # two, which MuJoCo averages
             height = view.frustum_top - view.frustum_bottom
