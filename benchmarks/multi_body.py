@@ -6,14 +6,17 @@
 The multi-body prior trains for `--max-steps` steps that draw every body equally often; each single-body prior trains
 for its share of them, so that both sides make the same number of steps in all and see as many windows of each body. A
 third prior of each body alone makes all the steps: what that body could have for itself at a multiple of the compute.
-Every pair shares its architecture, batch size, held-out episodes and seed. Below 1, a ratio speaks for the multi-body
-prior; it is given for every seed, because a median of few seeds hides how much they differ.
+Every pair shares its architecture, batch size, held-out episodes and seed. Losses and errors are compared as a ratio,
+multi-body prior over the other; energy distances, which may be zero or less, as a difference. Below 1, or below 0, it
+speaks for the multi-body prior. Every seed is told, because a median of few hides how much they differ.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -29,7 +32,7 @@ SIMULATED = {
     "libero": (["libero_object"], 4),
     "aloha": (["all"], 30),
 }
-MEASURES = ("velocity_loss", "reconstruction_error", "energy_distance")
+RATIOS, DIFFERENCES = ("velocity_loss", "reconstruction_error"), ("energy_distance",)
 
 
 def collect_bodies(folder: Path) -> list[str]:
@@ -63,7 +66,7 @@ def compare(options: argparse.Namespace, seed: int) -> dict[str, dict[str, dict[
     """{body: {arm: {measure: value}}} of one seed."""
     datasets: list[str] = options.dataset
     share = options.max_steps // len(datasets)
-    folder = options.output_dir / f"seed-{seed}"
+    folder = options.output_dir / f"{Path(options.recipe).stem}-{options.max_steps}-seed-{seed}"
     weighted = [f"{dataset}:1" for dataset in datasets]
     multi = train(weighted, folder / "multi", share * len(datasets), seed, options.recipe)
     result: dict[str, dict[str, dict[str, float]]] = {}
@@ -73,13 +76,14 @@ def compare(options: argparse.Namespace, seed: int) -> dict[str, dict[str, dict[
             place = folder / f"{arm.replace(', ', '-').replace(' ', '-')}-{index}"
             arms[arm] = train([dataset], place, steps, seed, options.recipe)
             body = body_of(place)
-        result[body] = {arm: {m: values[f"{m}/{body}"] for m in MEASURES} for arm, values in arms.items()}
+        result[body] = {arm: {m: values[f"{m}/{body}"] for m in RATIOS + DIFFERENCES} for arm, values in arms.items()}
     return result
 
 
-def ratios(runs: list[dict[str, Any]], body: str, arm: str, measure: str) -> list[float]:
-    """multi / `arm`, a seed each."""
-    return [run[body]["multi"][measure] / run[body][arm][measure] for run in runs]
+def compared(runs: list[dict[str, Any]], body: str, arm: str, measure: str) -> list[float]:
+    """The multi-body prior against `arm`, a seed each."""
+    pairs = [(run[body]["multi"][measure], run[body][arm][measure]) for run in runs]
+    return [multi / other if measure in RATIOS else multi - other for multi, other in pairs]
 
 
 def main() -> None:
@@ -94,20 +98,24 @@ def main() -> None:
     runs = [compare(options, seed) for seed in options.seeds]
     lines = []
     for body in runs[0]:
-        for measure in MEASURES:
+        for measure in RATIOS + DIFFERENCES:
             line = f"{body:<24}{measure:<22}"
             for arm in ("single", "single, all steps"):
-                values = ratios(runs, body, arm, measure)
-                told = " ".join(f"{value:.2f}" for value in values)
-                line += f"  multi / {arm}: {statistics.median(values):.2f} ({told})"
+                values = compared(runs, body, arm, measure)
+                told, sign = " ".join(f"{value:.2f}" for value in values), "/" if measure in RATIOS else "-"
+                line += f"  multi {sign} {arm}: {statistics.median(values):.2f} ({told})"
             lines.append(line)
-    print("\n".join(lines))
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    versions = installed_versions()
+    told = ", ".join(f"{name} {number}" for name, number in versions.items())
+    print("\n".join([*lines, f"{machine}; {told}"]))
     report = {
         "kind": "multi-body",
         "max_steps": options.max_steps,
         "seeds": options.seeds,
         "runs": runs,
-        "versions": installed_versions(),
+        "machine": machine,
+        "versions": versions,
     }
     (options.output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

@@ -27,7 +27,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from priorvla.configuration.embodiment import Embodiment
-from priorvla.deployment.evaluate import installed_versions
+from priorvla.hub_cards.versions import installed_versions
 from priorvla.training.data.trajectory import Trajectory, TrajectorySource
 from priorvla.training.data.trajectory_dataset import MixtureSampler, TrajectoryDataset, fit_embodiments, whole_batch
 from priorvla.training.data.trajectory_store import TrajectoryStore

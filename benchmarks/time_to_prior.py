@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def main() -> None:
         "steps": options.max_steps,
         "megabytes": round((prior / "model.safetensors").stat().st_size / 1e6, 1),
         "metrics": json.loads((prior / "metrics.json").read_text(encoding="utf-8")),
-        "cores": os.cpu_count(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "versions": installed_versions(),
     }
     (options.output_dir / "report.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ given the raw state at the chunk's first step.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -186,11 +187,25 @@ class BatchNormalizer:
 
 
 def default_reference_dims(action_names: Sequence[str], state_names: Sequence[str]) -> list[int | None]:
-    """Per action the state of the same name; where no name is the same and both are equally many, of the same index."""
-    by_name = [state_names.index(name) if name in state_names else None for name in action_names]
+    """Per action the state of the same name; where no name is the same and both are equally many, of the same index.
+
+    Of a name that occurs more than once (two arms whose joints are called alike) the first belongs to the first.
+    """
+    places = {name: index for index, name in enumerate(_numbered(state_names))}
+    by_name = [places.get(name) for name in _numbered(action_names)]
     if len(action_names) == len(state_names) and all(index is None for index in by_name):
         return list(range(len(action_names)))
     return by_name
+
+
+def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Every name, and how often it has occurred before."""
+    met: Counter[str] = Counter()
+    numbered = []
+    for name in names:
+        numbered.append((name, met[name]))
+        met[name] += 1
+    return numbered
 
 
 def learned_kinds_of(kind: str, action_kinds: Sequence[str], gripper_dims: Sequence[int]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -179,6 +179,14 @@ class Embodiment:
         """
         kinds = learned_kinds_of(kind, self.action_kinds, self.gripper_dims)
         return replace(self, learned_kinds=kinds, action_statistics=None, state_statistics=None)
+
+    def changed(self, changes: Mapping[str, Any]) -> Embodiment:
+        """A copy with other fields, given as in `from_dict`, and without statistics, which were of the old ones.
+
+        A field that was never given follows from the new ones: with other names, other dims are compared.
+        """
+        given = {key: value for key, value in self.to_dict().items() if not isinstance(getattr(self, key), _Derived)}
+        return Embodiment.from_dict({**given, "action_statistics": None, "state_statistics": None, **changes})
 
     def learned_actions(self, actions: ArrayLike, reference: ArrayLike | None = None) -> NDArray[np.float64]:
         """Raw actions (..., H, action_dim) as learned (..., H, model_action_dim), before normalisation.

@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 
 from ..configuration.embodiment import Embodiment
 from ..training.data.lerobot_writer import LeRobotDatasetWriter
+from .collection_card import CARD_FILE, collection_card
 from .demonstrations import DemonstrationJob, DemonstrationSettings, make_demonstrations
-from .environments.registry import list_tasks, make_environment
+from .environments.registry import make_environment, require_experts, require_tasks
 
 SUMMARY_FILE = "meta/collection.json"
 ATTEMPTS = 10  # starts tried for one demonstration; Meta-World's experts solve 98 % of theirs
@@ -63,7 +64,7 @@ def collect(
     Only successful episodes are kept, and a start that the expert does not solve is replaced by the next, unless the
     environment says that success is not required (PushT's pushes are motion, not solutions). The result depends on the
     seed, not on `num_workers`, and every task's episodes not on the other tasks; the same call gives the same dataset,
-    byte for byte. A summary lies in `meta/collection.json` (`load_collection_summary`).
+    byte for byte. A summary lies in `meta/collection.json` (`load_collection_summary`), a card in `README.md`.
 
     Args:
         output_dir: the dataset's folder, which appears when the dataset is complete.
@@ -85,7 +86,7 @@ def collect(
         environment_options: further arguments of the environment's class, for example `{"robot": "ur5e"}`.
 
     Raises:
-        ValueError: on an unknown task or simulator, a task named twice, or a number out of range.
+        ValueError: on an unknown task or simulator, a task named twice or without an expert, or a number out of range.
         FileExistsError: `output_dir` is there and `overwrite` is not set.
         RuntimeError: a task's expert failed too often, with the rate; or a worker process died.
     """
@@ -126,6 +127,8 @@ def collect(
         summary.episodes = len(jobs)
         summary.success_rates = {task: solved[task] / attempts[task] for task in tasks}
         writer.add_file(SUMMARY_FILE, json.dumps(asdict(summary), indent=2) + "\n")
+        card = collection_card(environment, body, summary.frames, summary.success_rates, success_required)
+        writer.add_file(CARD_FILE, card)
     return Path(output_dir)
 
 
@@ -144,14 +147,8 @@ def _validate(
     max_episode_steps: int | None,
     num_workers: int,
 ) -> None:
-    known = list_tasks(environment)
-    if not tasks:
-        raise ValueError(f"no tasks to collect: name some of {environment}'s, for example {known[0]!r}")
-    for task in tasks:
-        if task not in known:
-            raise ValueError(f"{environment} has no task {task!r}, use one of: {', '.join(known)}")
-        if tasks.count(task) > 1:
-            raise ValueError(f"task {task!r} is named twice: raise episodes_per_task instead")
+    require_tasks(environment, tasks)
+    require_experts(environment, tasks)
     for name, value, least in (
         ("episodes_per_task", episodes_per_task, 1),
         ("seed", seed, 0),

@@ -26,7 +26,7 @@ def evaluate_checkpoint(
     output_dir: Path,
     *,
     execute_steps: int | None = None,
-    max_episode_steps: int = 200,
+    max_episode_steps: int | None = None,
     films: int = 1,
     blank_images: bool = False,
     backbone: str = "auto",
@@ -64,14 +64,14 @@ def evaluate_checkpoint(
         num_workers=workers,
         films_per_task=films,
         blank_images=blank_images,
-        environment_options={"max_episode_steps": max_episode_steps},
+        environment_options={} if max_episode_steps is None else {"max_episode_steps": max_episode_steps},
     )
     output_dir.mkdir(parents=True, exist_ok=True)
     settings = {
         "checkpoint": scrub(checkpoint),
         "environment": env,
         "seed": seed,
-        "max_episode_steps": max_episode_steps,
+        "max_episode_steps": max_episode_steps or f"{env}'s own",
         "execute_steps": execute_steps,
         "blank_images": blank_images,
     }
@@ -113,4 +113,4 @@ def _write_report(result: EvaluationResult, settings: dict[str, Any], films: dic
     report.write(file)
 
 
-__all__ = ["evaluate_checkpoint", "installed_versions"]
+__all__ = ["evaluate_checkpoint"]

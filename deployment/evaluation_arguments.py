@@ -21,7 +21,7 @@ def check_evaluation(
     output_dir: Path,
     *,
     execute_steps: int | None = None,
-    max_episode_steps: int = 200,
+    max_episode_steps: int | None = None,
     films: int = 1,
     workers: int = 1,
     seed: int = 0,
@@ -37,7 +37,7 @@ def check_evaluation(
     for name, value, least in (
         ("--trials", trials, 1),
         ("--workers", workers, 1),
-        ("--max-episode-steps", max_episode_steps, 1),
+        ("--max-episode-steps", 1 if max_episode_steps is None else max_episode_steps, 1),
         ("--execute-steps", 1 if execute_steps is None else execute_steps, 1),
         ("--films", films, 0),
         ("--seed", seed, 0),

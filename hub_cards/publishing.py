@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..configuration.embodiment import EMBODIMENTS_FILE, Embodiment, save_embodiments
 from .card import CARD_FILE, create_card, load_card, validate_card
 from .checkpoints import KIND_OF_MODEL_TYPE, is_hub_id
-from .privacy import require_public
+from .privacy import require_public, scrub
+
+METRICS_FILE = "metrics.json"
 
 
 class SavedProcessor(Protocol):
@@ -36,6 +39,8 @@ def publish(
     **card_values: Any,
 ) -> Path:
     """Writes a checkpoint that others can load: `config.json`, weights, processor, `embodiments.json`, `README.md`.
+
+    With `metrics` among `card_values` it also has the `metrics.json` that `priorvla info` shows.
 
     The folder appears at once, complete, or not at all: it is made beside its place and moved there. A VLA's
     trajectory encoder, which only training needs, is left out unless its history needs it. Text files are searched for
@@ -72,6 +77,9 @@ def publish(
         if not (staging / EMBODIMENTS_FILE).exists():
             save_embodiments(embodiments, staging)
         card.save(staging / CARD_FILE)
+        if metrics := card_values.get("metrics"):
+            text = json.dumps(scrub(dict(metrics)), indent=2, default=float) + "\n"
+            (staging / METRICS_FILE).write_text(text, encoding="utf-8")
         require_public(staging)
         _move_into_place(staging, folder)
     finally:

@@ -224,3 +224,25 @@ def test_what_was_not_given_follows_when_a_body_is_changed() -> None:
     changed = replace(ARM, action_kinds=["delta"] * 3)
     assert changed.learned_kinds == ["delta"] * 3 and not changed.needs_reference
     assert replace(ARM, state_names=[]).reference_dims == [None] * 3
+
+
+def test_the_arms_of_a_body_whose_joints_are_called_alike_are_compared_each_with_itself() -> None:
+    names = ["waist", "elbow", "waist", "elbow"]
+    body = Embodiment("two arms", names, names, 10.0).learning("relative")
+    assert body.reference_dims == [0, 1, 2, 3]
+    state = np.array([1.0, 2.0, 30.0, 40.0])
+    assert not body.learned_actions(state[None], state).any()
+
+
+def test_a_changed_body_keeps_what_it_learns_and_loses_the_statistics_of_other_numbers() -> None:
+    names = ["x", "a", "b", "c"]
+    body = Embodiment("arm", names, names, 10.0).learning("relative")
+    body = body.with_statistics(np.zeros((5, 4)), np.zeros((5, H, 4)))
+    changed = body.changed({"minimum_range": 0.5})
+    assert changed.learned_kinds == ["relative"] * 4 and changed.minimum_range == 0.5
+    turn = {"action_dims": [1, 2, 3], "state_dims": [1, 2, 3], "representation": "axis_angle"}
+    assert body.changed({"rotations": [turn]}).model_action_dim == 7, "statistics of 4 dims are not in the way"
+    assert body.changed({"learned_kinds": "delta"}).learned_kinds == ["delta"] * 4
+    assert Embodiment("arm", names, names, 10.0).changed({"action_kinds": ["delta"] * 4}).learned_kinds == ["delta"] * 4
+    with pytest.raises(ValueError, match="unknown key 'minimal_range', did you mean 'minimum_range'"):
+        body.changed({"minimal_range": 1.0})

@@ -152,6 +152,19 @@ def test_the_experts_motion_is_smooth_and_uses_both_arms_and_grippers() -> None:
     assert np.abs(np.diff(actions[:, arms], n=2, axis=0)).max() < 0.01
 
 
+def test_the_expert_goes_by_the_start_whenever_it_is_first_asked(transfer: AlohaEnv) -> None:
+    """A policy is evaluated without it; it plans from what it saw when the episode began."""
+    later = []
+    for asked in (True, False):
+        state = transfer.reset(seed=2)[0]["state"]
+        for _ in range(3):
+            if asked:
+                transfer.expert_action()
+            transfer.step(state)
+        later.append(transfer.expert_action())
+    np.testing.assert_array_equal(*later)
+
+
 def test_the_expert_pushes_the_peg_into_the_socket() -> None:
     environment = AlohaEnv("insertion", render=False)
     environment.reset(seed=0)

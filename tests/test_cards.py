@@ -32,6 +32,7 @@ from priorvla.configuration.configuration_priorvla import PriorVLAConfig
 from priorvla.configuration.embodiment import Embodiment, load_embodiments
 from priorvla.configuration.embodiment_registry import load_embodiment
 from priorvla.hub_cards.card import create_card, load_card, validate_card
+from priorvla.hub_cards.info import describe_checkpoint
 from priorvla.hub_cards.privacy import private_findings, scrub
 from priorvla.hub_cards.publishing import publish
 from priorvla.modeling_priorvla.backbone import weights_sha256
@@ -335,6 +336,13 @@ def test_publish_writes_a_whole_checkpoint(prior, processor, embodiments, tmp_pa
     for name, tensor in prior.state_dict().items():
         assert tensor.equal(again.state_dict()[name])
     assert [path.name for path in tmp_path.iterdir()] == ["prior"]
+
+
+def test_what_was_measured_is_published_and_info_shows_it(prior, processor, embodiments, tmp_path):
+    body = embodiments[0].name
+    measured = {"metrics": {f"coverage/{body}": np.float32(0.83), "eval_loss": 0.5}}
+    folder = publish(prior, processor, tmp_path / "prior", license="mit", embodiments=embodiments, **measured)
+    assert "83%" in describe_checkpoint(folder) and "eval_loss" in describe_checkpoint(folder)
 
 
 def test_a_checkpoint_loaded_from_a_folder_publishes_without_that_folders_name(prior, processor, embodiments, tmp_path):

@@ -182,7 +182,7 @@ def test_an_output_folder_that_holds_something_is_refused(dataset, fails):
         ("holdout: [0.1]", "holdout must be a number, got [0.1]"),
         ("resume: 1", "resume must be true or false, got 1"),
         ("device: abacus", "device='abacus', use one of auto, cpu, cuda"),
-        ("embodiments: {arm: 3}", "embodiments.arm must be a mapping of an embodiment's fields, got 3"),
+        ("embodiments: {arm: 3}", "embodiments.arm must be a mapping of an embodiment's fields, or a name, got 3"),
         ("embodiments: {arm: {rate: 3}}", "embodiment 'arm': unknown key 'rate'"),
         ("model: small", "model must be a mapping, got str"),
         ("model: {latent_nois: 1}", "model: 'latent_nois' is unknown, did you mean 'latent_noise'?"),

@@ -10,7 +10,9 @@ import pytest
 
 if find_spec("metaworld") is None:
     pytest.skip("needs the extra 'metaworld'", allow_module_level=True)
+from priorvla.configuration.embodiment import Embodiment
 from priorvla.deployment.collect import collect, load_collection_summary
+from priorvla.deployment.collection_card import collection_card
 from priorvla.deployment.environments import make_environment
 from priorvla.training.data.lerobot_writer import LeRobotDatasetWriter
 from priorvla.training.data.readers import load_trajectories
@@ -37,6 +39,8 @@ def test_the_dataset_has_every_task_with_its_instruction(dataset: Path) -> None:
     assert summary.frames == sum(len(trajectory.actions) for trajectory in source.trajectories)
     assert set(summary.success_rates) == set(TASKS)
     assert all(0 < rate <= 1 for rate in summary.success_rates.values())
+    card = (dataset / "README.md").read_text(encoding="utf-8")
+    assert "Only episodes that solve" in card and "| handle-press |" in card and "metaworld_sawyer" in card
 
 
 def test_a_replayed_episode_matches_states_labels_and_pictures(dataset: Path) -> None:
@@ -137,10 +141,22 @@ def test_bad_requests_are_refused_before_anything_is_made(dataset: Path, tmp_pat
         collect(tmp_path / "x", ["drawer-opne"], 1)
     with pytest.raises(ValueError, match="named twice"):
         collect(tmp_path / "x", ["reach", "reach"], 1)
-    with pytest.raises(ValueError, match="no tasks"):
+    with pytest.raises(ValueError, match="no task is named"):
         collect(tmp_path / "x", [], 1)
     with pytest.raises(ValueError, match="episodes_per_task must be at least 1, got 0"):
         collect(tmp_path / "x", ["reach"], 0)
+    with pytest.raises(ValueError, match=r"'libero_goal/turn_on_the_stove'.*libero_object or libero_spatial"):
+        collect(tmp_path / "x", ["libero_goal/turn_on_the_stove"], 1, environment="libero")
+    with pytest.raises(ValueError, match="metaworld knows no 'robot', only image_size"):
+        collect(tmp_path / "x", ["reach"], 1, environment_options={"robot": "ur5e"})
     with pytest.raises(FileExistsError, match="overwrite"):
         collect(dataset, ["reach"], 1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_card_says_where_success_is_not_the_criterion() -> None:
+    body = Embodiment("finger", ["x", "y"], ["x", "y"], control_rate=10.0)
+    card = collection_card("pusht", body, 600, {"push-t": 0.25}, success_required=False)
+    assert "**Success is not the criterion here**" in card
+    assert "1.0 minutes" in card and "| push-t | 25% |" in card
+    assert "Only episodes that solve" not in card

@@ -60,7 +60,8 @@ for name, options in json.loads(sys.argv[1]):
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
     else:
         episodes = [trajectory.episode_index for trajectory in source.trajectories]
-        print(json.dumps({"episodes": episodes, "fingerprint": source.fingerprint, "root": str(source.root)}))
+        told = {"episodes": episodes, "fingerprint": source.fingerprint, "root": str(source.root)}
+        print(json.dumps({**told, "body": source.embodiment.name}))
 """
 
 
@@ -86,6 +87,16 @@ def test_motion_is_read_without_a_request_for_any_video(tmp_path, loopback_hub, 
     assert loaded["fingerprint"] == load_trajectories(folder).fingerprint, "the Hub's copy is the same dataset"
     assert "file-001.parquet" in downloads(loopback_hub)
     assert not [line for line in loopback_hub.requests if "mp4" in line or "README" in line]
+
+
+def test_a_robot_without_a_name_is_called_like_its_dataset_and_not_like_a_commit(tmp_path, loopback_hub, bodies):
+    folder = loopback_hub.repository("datasets", "somebody/toy")
+    write_v30(folder, bodies[0])
+    (folder / "meta/embodiment.json").unlink()
+    info = json.loads((folder / "meta/info.json").read_text())
+    (folder / "meta/info.json").write_text(json.dumps({**info, "robot_type": None}))
+    (loaded,) = load(loopback_hub, tmp_path / "cache", ("somebody/toy", {}))
+    assert loaded["body"] == "toy"
 
 
 def test_chosen_episodes_cost_only_their_files(tmp_path, loopback_hub, bodies):
@@ -114,6 +125,7 @@ def test_array_files_come_with_their_mapping(tmp_path, loopback_hub):
     (folder / "priorvla.yaml").write_text("action: steering\nrate: 10\n")
     (folder / "film.mp4").write_bytes(b"a video")
     (loaded,) = load(loopback_hub, tmp_path / "cache", ("somebody/arrays", {}))
+    assert loaded["body"] == "arrays", "and not the commit, after which the folder is called"
     assert loaded["episodes"] == [0]
     assert downloads(loopback_hub) == ["one.npz", "priorvla.yaml"]
 

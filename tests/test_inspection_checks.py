@@ -12,7 +12,8 @@ import pytest
 from priorvla.configuration.embodiment import Embodiment
 from priorvla.training.data.trajectory import Trajectory, TrajectorySource
 from priorvla.training.inspection.findings import Finding, Severity
-from priorvla.training.inspection.inspection import Measures, inspect_source
+from priorvla.training.inspection.inspection import Inspection, Measures, inspect_source
+from priorvla.training.inspection.inspection_report import describe_inspection
 from priorvla.training.inspection.thresholds import InspectionThresholds
 
 RATE, LAG, CHUNK = 20.0, 3, 8
@@ -422,3 +423,11 @@ def test_a_body_without_state_is_inspected_by_its_actions(source):
     measures, findings = inspected(TrajectorySource(source.root, "0", body, source.trajectories))
     assert findings == []
     assert measures.agreement.relation is None
+
+
+@pytest.mark.parametrize("kind", ["absolute", "relative"])
+def test_what_is_learned_otherwise_than_it_was_recorded_is_said(kind):
+    body = ARM if kind == "absolute" else ARM.learning(kind)
+    measures, findings = inspected(replace(sound_source(), embodiment=body))
+    said = " ".join(describe_inspection(Inspection("memory", findings, measures)).split())
+    assert ("3 action dims as relative, whose statistics training fits" in said) is (kind == "relative")

@@ -211,6 +211,16 @@ def test_embodiment_is_inferred_from_info_when_the_dataset_is_not_ours(tmp_path,
     assert inferred.control_rate == 20
     assert inferred.cameras == ["front", "wrist"]
     assert inferred.action_statistics is None
+    edit_info(tmp_path / "ds", robot_type="unknown")
+    assert load_trajectories(tmp_path / "ds").embodiment.name == "ds", "which is no robot, whatever LeRobot calls it"
+
+
+def test_a_body_that_learns_relative_actions_is_written_without_statistics_of_its_steps(tmp_path):
+    names = ["x", "y"]
+    body = Embodiment("arm", names, names, 20.0).learning("relative")
+    with LeRobotDatasetWriter(tmp_path / "ds", body) as writer:
+        writer.add_episode(np.zeros((4, 2)), np.ones((4, 2)), "look")
+    assert load_trajectories(tmp_path / "ds").embodiment == body
 
 
 def test_fingerprint_changes_with_any_data_and_not_with_the_place(tmp_path, embodiment):

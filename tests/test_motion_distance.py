@@ -95,8 +95,17 @@ def test_what_cannot_be_compared_is_refused(priors, arm, tmp_path, tiny_priors):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="is no action prior"):
         motion_distance([tmp_path], tiny_priors.motion(arm, "waves", 3, seed=0))
+    with pytest.raises(ValueError, match="one step alone"):
+        motion_distance([priors["waves"]], tiny_priors.motion(arm, "waves", 5, seed=0, steps=1))
     with pytest.raises(FileNotFoundError, match="does not exist"):
         motion_distance([tmp_path / "nowhere"], tiny_priors.motion(arm, "waves", 3, seed=0))
+
+
+def test_a_comparison_over_few_steps_of_a_slow_robot_says_so(priors, arm, tiny_priors):
+    slow, same = tiny_priors.body("slow", 2, rate=3.0), tiny_priors.motion(arm, "waves", 8, seed=2)
+    source = tiny_priors.motion(slow, "waves", 8, seed=2)
+    assert "2.1 of your steps, too short" in describe_distances(motion_distance([priors["waves"]], source), source)
+    assert "too short" not in describe_distances(motion_distance([priors["waves"]], same), same)
 
 
 def test_the_distance_report_is_written_for_people_and_programs(priors, arm, tmp_path, tiny_priors):

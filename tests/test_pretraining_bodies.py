@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from priorvla.configuration.embodiment import Embodiment
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
+from priorvla.training.data.lerobot_writer import LeRobotDatasetWriter
 from priorvla.training.data.trajectory_store import TrajectoryStore
 from priorvla.training.pretrain import pretrain_action_prior
 from priorvla.training.run_options import PriorOptions
@@ -91,6 +94,63 @@ def test_a_change_to_a_body_that_no_dataset_is_of_is_an_error_that_leaves_nothin
     assert not (tmp_path / "run").exists()
 
 
+def test_datasets_of_robots_that_are_called_alike_are_told_apart(motion, tmp_path, bodies, write_demonstrations):
+    faster = write_demonstrations(tmp_path / "faster", replace(bodies[0], control_rate=20.0), [9, 6, 8], images=False)
+    datasets = [motion[0], str(faster)]
+    with pytest.raises(ValueError, match=r"faster: embodiment 'small' has control_rate=20.0, another source has 10.0"):
+        pretrain_action_prior(options(datasets, tmp_path / "refused"))
+    pretrain_action_prior(options(datasets, tmp_path / "run", embodiments={str(faster): {"name": "fast"}}))
+    both = PriorVLAProcessor.from_pretrained(tmp_path / "run").embodiments
+    assert [(body.name, body.control_rate) for body in both] == [("small", 10.0), ("fast", 20.0)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_dataset_can_be_said_to_be_of_a_body_of_the_registry(stream, tmp_path, write_demonstrations):
+    puck = Embodiment("puck", ["u", "v"], ["u", "v"], 10.0)
+    folder = write_demonstrations(tmp_path / "puck", puck, [9, 6, 8], images=False)
+    run = options([str(folder)], tmp_path / "run", embodiments={"puck": "pusht"}, stream=stream)
+    pretrain_action_prior(run)
+    (body,) = PriorVLAProcessor.from_pretrained(tmp_path / "run").embodiments
+    assert (body.name, body.action_names, body.minimum_range) == ("pusht", ["x", "y"], 1.0)
+    wrong = options([str(folder)], tmp_path / "wrong", embodiments={"puck": "so101"}, stream=stream)
+    with pytest.raises(ValueError, match=r"embodiments.puck: so101 has action_dim=6, the data have 2"):
+        pretrain_action_prior(wrong)
+    with pytest.raises(FileNotFoundError, match="did you mean 'so101'"):
+        options([str(folder)], tmp_path / "wrong", embodiments={"puck": "so1001"}).check()
+
+
+def test_a_field_that_makes_no_sense_is_an_error_that_names_it(motion, tmp_path):
+    for field, message in (
+        ({"control_rate": "fast"}, "embodiments.small: "),
+        ({"learned_kinds": "absurd"}, "embodiments.small: .*learned kind 'absurd' is unknown"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pretrain_action_prior(options(motion[:1], tmp_path / "run", embodiments={"small": field}))
+
+
+def test_a_prior_goes_on_with_what_it_learned_of_a_known_body_or_says_that_it_cannot(prior, motion, tmp_path):
+    change = {"small": {"minimum_range": 3.0}}
+    run = options(motion, tmp_path / "run", prior=str(prior), model=None, embodiments=change)
+    with pytest.raises(ValueError, match=r"small: it would have minimum_range=3.0, .* was trained with 0.01"):
+        pretrain_action_prior(run)
+
+
+def test_motion_beyond_what_a_prior_was_trained_on_is_reported_when_it_goes_on(prior, tmp_path, bodies, capsys):
+    wide = tmp_path / "wide"
+    with LeRobotDatasetWriter(wide, bodies[0]) as writer:
+        for seed in range(3):
+            values = np.random.default_rng(seed).normal(size=(8, 7)) * 57.3
+            writer.add_episode(values[:, :3], values[:, 3:], "reach far")
+    pretrain_action_prior(options([str(wide)], tmp_path / "run", prior=str(prior), model=None))
+    assert "are the data in degrees, the checkpoint in radians?" in capsys.readouterr().err
+
+
+def test_a_body_too_short_to_be_held_out_is_named(motion, tmp_path, bodies, write_demonstrations, capsys):
+    short = write_demonstrations(tmp_path / "short", bodies[1], [9], images=False)
+    pretrain_action_prior(options([motion[0], str(short)], tmp_path / "run"))
+    assert "no episode of large is held out" in capsys.readouterr().err
+
+
 def test_arrays_of_joint_logs_and_a_lerobot_dataset_make_one_prior(motion, tmp_path):
     logs = tmp_path / "logs"
     logs.mkdir()
@@ -131,6 +191,8 @@ def test_a_resumed_run_is_told_when_it_has_other_datasets(motion, tmp_path):
     TrajectoryStore.build(iter_sources(motion), run / "steps")
     with pytest.raises(ValueError, match="was started with 2 datasets, now there are 1"):
         pretrain_action_prior(options(motion[:1], run, training={"save_steps": 2}, resume=True))
+    with pytest.raises(ValueError, match=r"then small, large; now large, small.: resume it with the same"):
+        pretrain_action_prior(options(motion[::-1], run, training={"save_steps": 2}, resume=True))
 
 
 def iter_sources(datasets: list[str]):

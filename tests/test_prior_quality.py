@@ -6,10 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from priorvla.training.body_windows import draw_windows
+from priorvla.configuration.embodiment import Embodiment, NormalizationMode
+from priorvla.configuration.rotations import RotationGroup
+from priorvla.training.body_windows import BodyWindows, draw_windows
 from priorvla.training.data.trajectory_dataset import TrajectoryDataset, fit_embodiments
-from priorvla.training.prior_quality import PriorQuality, measure_latent, measure_prior, measure_smoothness
+from priorvla.training.prior_quality import (
+    PriorQuality,
+    measure_latent,
+    measure_prior,
+    measure_resemblance,
+    measure_smoothness,
+)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +76,38 @@ def test_real_motion_in_the_samples_place_is_what_the_training_chunks_score(qual
     assert alike.training_energy.value < alike.energy.value
     assert alike.training_energy.value < alike.floor + 0.02
     assert alike.training_coverage.value > 0.9 and 0 <= alike.copies <= 1
+
+
+def test_as_many_training_chunks_as_samples_are_the_yardstick(waves):
+    _, training, held_out = waves
+    held, known = draw_windows(held_out, 0, 40, seed=0).complete(), draw_windows(training, 0, 400, seed=0).complete()
+    assert len(known) > 3 * len(held)
+    samples = np.random.default_rng(0).normal(size=held.chunks().shape)
+    plenty = measure_resemblance(samples, held, known, seed=0)
+    as_many = measure_resemblance(samples, held, known.select(np.arange(len(held))), seed=0)
+    assert plenty.training_coverage.value == as_many.training_coverage.value
+    assert plenty.training_energy.value == as_many.training_energy.value
+
+
+@pytest.mark.parametrize(
+    ("representation", "near", "beyond"),
+    [
+        ("axis_angle", [0.0, 0.0, 3.13], [0.0, 0.0, -3.13]),
+        ("euler_xyz", [3.13, 0.1, 0.0], [-3.13, 0.1, 0.0]),
+        ("quaternion_xyzw", [1.0, 0.0, 0.0, 0.005], [-1.0, 0.0, 0.0, 0.005]),
+    ],
+)
+def test_nothing_is_missed_beyond_a_rotations_seam(representation, near, beyond):
+    names = [f"r{index}" for index in range(len(near))]
+    turn = RotationGroup(list(range(len(near))), [], representation)
+    hand = Embodiment("hand", names, [], 10.0, rotations=[turn], action_normalization=NormalizationMode.IDENTITY)
+    one, other = (np.tile(np.array(angles), (3, 4, 1)) for angles in (near, beyond))
+    chunks = torch.from_numpy(hand.normalize_actions(one))
+    mask, states = torch.ones_like(chunks, dtype=torch.bool), torch.zeros(3, 4, 0)
+    windows = BodyWindows(hand, 0, chunks, mask, states, np.zeros((3, 0), np.float32), np.arange(3), episodes=3)
+    raw = windows.raw(hand.normalize_actions(other))
+    assert windows.missed(windows.chunks(), raw).max() < 0.03
+    assert windows.missed(hand.normalize_actions(np.roll(one, 1, axis=-1)), raw).max() > 0.5
 
 
 def test_errors_are_in_the_robots_units_and_rivals_get_as_many_numbers(tiny_priors):

@@ -73,6 +73,7 @@ def test_headline_numbers_carry_the_bodys_name():
     assert all(isinstance(value, float) for value in metrics.values())
     still = Smoothness(float("nan"), np.full(2, np.nan), np.arange(1.0, 5), np.zeros(4), np.zeros(4), float("nan"))
     assert "jerk_ratio/arm" not in PriorQuality([body("arm", smoothness=still)], seed=0).metrics()
+    assert "jerk" not in summary(body("arm", smoothness=still))
 
 
 @pytest.mark.parametrize(

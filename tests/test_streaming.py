@@ -169,6 +169,9 @@ def test_a_position_in_another_order_is_refused(source, change, message):
         StreamingLoader(stream(source, **change)).load_state_dict(state)
     with pytest.raises(ValueError, match=r"had workers=1 .* has workers=2"):
         StreamingLoader(stream(source), 2).load_state_dict(state)
+    other = replace(source, files=[*source.files[:-1], "hf://datasets/a/b@0/data/x.parquet"])
+    with pytest.raises(ValueError, match="had files="):
+        StreamingLoader(stream(other)).load_state_dict(state)
 
 
 def test_a_checkpoint_that_was_not_trained_on_a_stream_cannot_be_resumed_on_one(source, tmp_path):

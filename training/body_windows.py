@@ -61,6 +61,18 @@ class BodyWindows:
         reference = self.reference if self.embodiment.needs_reference else None
         return self.embodiment.denormalize_actions(chunks, reference).astype(np.float64)
 
+    def missed(self, chunks: ArrayLike, raw: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How far `chunks` (N, H, D) in the model's units lie from `raw` actions (N, H, D_raw), in raw units.
+
+        Of the numbers that say the same rotation those count that lie nearer: beyond a seam nothing is missed.
+        """
+        answer = self.raw(chunks)
+        error = np.abs(answer - raw)
+        for group in self.embodiment.rotations:
+            dims = group.action_dims
+            error[..., dims] = _rotation_error(answer[..., dims], raw[..., dims], group.representation)
+        return error
+
 
 def draw_windows(dataset: TrajectoryDataset, index: int, count: int, seed: int) -> BodyWindows:
     """At most `count` windows of the body with id `index`, without replacement, by `seed`; whole ones come first.
@@ -113,6 +125,23 @@ def independent_groups(trajectory: NDArray[np.int64], step: NDArray[np.int64]) -
         for part, members in enumerate(np.array_split(order, parts)):
             groups[members] = number * parts + part
     return groups
+
+
+def _rotation_error(answer: NDArray[np.float64], raw: NDArray[np.float64], representation: str) -> NDArray[np.float64]:
+    """|answer - raw| (..., n), of the representation's numbers for that rotation which lie nearer."""
+    one = np.abs(answer - raw)
+    match representation:
+        case "rotation_6d":
+            return one
+        case "euler_xyz":
+            return np.minimum(one % (2 * np.pi), -one % (2 * np.pi))
+        case "axis_angle":
+            angle = np.linalg.norm(answer, axis=-1, keepdims=True)
+            twin = answer * (1 - 2 * np.pi / np.maximum(angle, 1e-9))
+        case _:
+            twin = -answer  # a quaternion
+    other = np.abs(twin - raw)
+    return np.where(other.sum(-1, keepdims=True) < one.sum(-1, keepdims=True), other, one)
 
 
 def _nth(ranges: Sequence[range], ends: NDArray[np.int64], position: int) -> int:

@@ -51,7 +51,7 @@ class MotionDistance:
         by_body: energy distance from the samples of each of its bodies to the dataset; `all_bodies`: from all.
         floor: the same of two halves of the dataset; a distance below it says nothing.
         coverage: share of the dataset's profiles that have a sample in their neighbourhood.
-        duration: seconds that a profile spans.
+        duration: seconds that a profile spans; steps: the same in control steps of the dataset.
         episodes: of the dataset, that were compared.
         compatibility: of the dataset with the prior's body of its name, None without one; known: when it fits.
     """
@@ -62,6 +62,7 @@ class MotionDistance:
     floor: float
     coverage: Bootstrapped
     duration: float
+    steps: float
     episodes: int
     compatibility: CompatibilityReport | None = None
     known: KnownBody | None = None
@@ -92,7 +93,7 @@ def motion_distance(priors: Sequence[str | Path], source: TrajectorySource, seed
 
     Raises:
         FileNotFoundError: a prior that is not there.
-        ValueError: no prior, a checkpoint that is none, or a source without two windows.
+        ValueError: no prior, a checkpoint that is none, chunks or episodes of one step, a source without two windows.
     """
     if not priors:
         raise ValueError("motion_distance needs at least one prior")
@@ -102,6 +103,10 @@ def motion_distance(priors: Sequence[str | Path], source: TrajectorySource, seed
     ]
     lengths = [len(trajectory) for trajectory in source.trajectories]
     duration = min(*spans, float(np.median(lengths) - 1) / source.embodiment.control_rate)
+    if duration <= 0:
+        raise ValueError(
+            f"{source.root}: half of its episodes, or a prior's chunks, have one step alone, in which nothing moves"
+        )
     profiles, groups, episodes = recorded_profiles(source, duration, seed)
     floor = energy_floor(profiles, groups, seed=seed)
     distances = []
@@ -123,6 +128,7 @@ def motion_distance(priors: Sequence[str | Path], source: TrajectorySource, seed
                 floor=floor,
                 coverage=bootstrap_mean(reached, groups, seed=seed),
                 duration=duration,
+                steps=duration * source.embodiment.control_rate,
                 episodes=episodes,
                 compatibility=compatibility,
                 known=_known_body(prior, source, seed) if compatibility and compatibility.fits else None,
@@ -198,7 +204,7 @@ def _known_body(prior: _Prior, source: TrajectorySource, seed: int) -> KnownBody
     whole, error = windows.complete(), None
     if len(whole) > 1:
         answer = sample_chunks(prior.model, whole, encode(prior.model, whole), seed + 1)
-        missed = np.abs(whole.raw(answer) - whole.raw(whole.chunks())).mean(axis=(1, 2))
+        missed = whole.missed(answer, whole.raw(whole.chunks())).mean(axis=(1, 2))
         error = bootstrap_mean(missed, whole.groups, seed=seed)
     errors = (recorded.get("reconstruction") or {}).get("errors", {})
     return KnownBody(

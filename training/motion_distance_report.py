@@ -16,6 +16,8 @@ from .data.trajectory import TrajectorySource
 from .motion_distance import MotionDistance, cannot_be_told_apart, motion_distance
 from .prior_report import told_interval
 
+FEW_STEPS = 4  # of the dataset in what is compared: there are as many cosines in a profile
+
 
 def compare_motion(
     priors: Sequence[str], dataset: str | Path, output_dir: str | Path | None = None, seed: int = 0
@@ -193,7 +195,12 @@ def _row(entry: MotionDistance) -> list[str]:
 def _protocol(distances: Sequence[MotionDistance]) -> str:
     one = distances[0]
     few = " Fewer than eight episodes: intervals are too narrow." if one.episodes < 8 else ""
-    return f"Compared over {one.duration:.2g} s; 95 % intervals from {one.episodes} episodes drawn again.{few}"
+    short = (
+        f" That is {one.steps:.2g} of your steps, too short to tell much: prefer priors of longer chunks."
+        if one.steps < FEW_STEPS
+        else ""
+    )
+    return f"Compared over {one.duration:.2g} s; 95 % intervals from {one.episodes} episodes drawn again.{few}{short}"
 
 
 def _as_json(entry: MotionDistance) -> dict[str, Any]:

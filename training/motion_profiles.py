@@ -36,10 +36,11 @@ def sampled_profiles(
 ) -> tuple[Floats, NDArray[np.int64]]:
     """Profiles (P, 4) of `chunks` (N, H, D), normalised and as learned, and the chunk (P,) that each is of.
 
-    `embodiment` has statistics; `duration` in seconds is not above that of a chunk.
+    `duration` in seconds is not above that of a chunk. Raises ValueError when `embodiment` has no statistics.
     """
     statistics = embodiment.action_statistics
-    assert statistics is not None
+    if statistics is None:
+        raise ValueError(f"embodiment {embodiment.name!r} has no statistics: its ranges of motion are not known")
     center, scale = statistics.affine(embodiment.action_normalization, embodiment.model_minimum_range("action"))
     places = _model_places(embodiment)
     ranges = {raw: statistics.q99[place] - statistics.q01[place] for raw, place in places.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +12,11 @@ from typing import Protocol
 import numpy as np
 from torch.utils.data import Dataset
 
+from ..configuration.compatibility import first_difference
 from ..configuration.embodiment import Embodiment
+from ..configuration.embodiment_registry import load_embodiment
 from .action_prior_arguments import ActionPriorTrainingArguments
-from .data.hub_files import HubDataset
+from .data.hub_files import HubDataset, repository_name
 from .data.lerobot_reader import described_embodiment
 from .data.parquet_streams import StreamedSource
 from .data.readers import load_trajectories
@@ -26,7 +28,7 @@ from .data.trajectory_store import TrajectoryStore, held_out
 from .run_options import STEPS_FOLDER, PriorOptions, split_weight
 from .runs import source_weights
 
-MEASURED_FILES = 8  # of a stream, from which a report takes its windows
+MEASURED_FILES = 8  # of each body in a stream, from which a report takes its windows
 
 
 class Motion(Protocol):
@@ -57,7 +59,7 @@ class StoredMotion:
     """The run's datasets in a memory-mapped store in its folder.
 
     Of several processes one reads the datasets. A run that is resumed goes on with what it began with, whatever has
-    happened to the datasets since. Raises ValueError when it is resumed with another number of datasets.
+    happened to the datasets since. Raises ValueError when it is resumed with others, or in another order.
     """
 
     def __init__(self, options: PriorOptions, arguments: ActionPriorTrainingArguments) -> None:
@@ -66,12 +68,8 @@ class StoredMotion:
             if arguments.process_index == 0 and not (options.resume and (self._folder / INDEX_FILE).is_file()):
                 self._build(options)
         store = TrajectoryStore.open(self._folder)
-        if len(store.sources) != len(options.datasets):
-            raise ValueError(
-                f"--resume: the run in {options.output_dir} was started with {len(store.sources)} datasets, now there "
-                f"are {len(options.datasets)}: resume it with the same, or start another"
-            )
-        self.names = [str(source.root) for source in store.sources]
+        self.names = [split_weight(dataset)[0] for dataset in options.datasets]
+        _require_same_datasets(store, options)
         self._weights = source_weights(options.datasets)
         self._training, self._held_out = store.split(options.holdout, options.seed)
 
@@ -93,6 +91,8 @@ class StoredMotion:
     def _build(self, options: PriorOptions) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)  # of a run that was stopped before its first checkpoint
         options.output_dir.mkdir(parents=True, exist_ok=True)
+        for folder in options.output_dir.glob(f".{STEPS_FOLDER}.partial-*"):  # of one that was killed while it read
+            shutil.rmtree(folder, ignore_errors=True)
         try:
             TrajectoryStore.build(_read(options), self._folder)
         except BaseException:
@@ -105,7 +105,12 @@ class StreamedMotion:
     """LeRobot datasets whose parquet files are read as they are needed, a share of the files held out."""
 
     def __init__(self, options: PriorOptions, arguments: ActionPriorTrainingArguments) -> None:
-        sources = [_streamed(dataset, options) for dataset in options.datasets]
+        bodies = [_described_by_dataset(dataset) for dataset in options.datasets]
+        _require_met(options, {body.name for body in bodies})
+        sources = [
+            StreamedSource.from_lerobot(dataset, _described_by_run(body, dataset, options))
+            for dataset, body in zip(options.datasets, bodies, strict=True)
+        ]
         self._sources: list[StreamedSource] = []
         self._held_out: list[StreamedSource] = []
         for source in sources:
@@ -113,8 +118,7 @@ class StreamedMotion:
             for part, wanted in ((self._sources, False), (self._held_out, True)):
                 if files := [file for file, out in zip(source.files, held.tolist(), strict=True) if out is wanted]:
                     part.append(replace(source, files=files))
-        _require_met(options, {source.embodiment.name for source in sources})
-        self.names = [source.root for source in sources]
+        self.names = [split_weight(dataset)[0] for dataset in options.datasets]
         self._batch_size, self._seed = arguments.train_batch_size, options.seed
 
     def fit(self, chunk_size: int) -> list[Embodiment]:
@@ -134,38 +138,70 @@ class StreamedMotion:
 
     def _some(self, sources: list[StreamedSource], embodiments: list[Embodiment], chunk_size: int) -> TrajectoryDataset:
         random = np.random.default_rng(self._seed)
-        parts = []
+        files: dict[str, list[tuple[StreamedSource, int]]] = {}
         for source in sources:
-            chosen = np.sort(random.permutation(len(source.files))[:MEASURED_FILES]).tolist()
-            parts.append(source.holding([episode for number in chosen for episode in source.episodes(number)]))
+            files.setdefault(source.embodiment.name, []).extend((source, number) for number in range(len(source.files)))
+        parts = []
+        for own in files.values():
+            for place in np.sort(random.permutation(len(own))[:MEASURED_FILES]).tolist():
+                source, number = own[place]
+                parts.append(source.holding(list(source.episodes(number))))
         return TrajectoryDataset(parts, embodiments, chunk_size)
 
 
 def _read(options: PriorOptions) -> Iterator[TrajectorySource]:
-    """The datasets, one after the other, their bodies with the fields that the run gives them."""
+    """The datasets, one after the other, their bodies as the run describes them."""
     met = set()
     for dataset in options.datasets:
-        source = load_trajectories(split_weight(dataset)[0])
+        path = split_weight(dataset)[0]
+        source = load_trajectories(path)
         met.add(source.embodiment.name)
-        yield replace(source, embodiment=_changed(source.embodiment, options))
+        yield replace(source, embodiment=_described_by_run(source.embodiment, path, options))
     _require_met(options, met)
 
 
-def _streamed(dataset: str, options: PriorOptions) -> StreamedSource:
+def _described_by_dataset(dataset: str) -> Embodiment:
     folder = Path(dataset) if Path(dataset).is_dir() else HubDataset(dataset).fetch(["meta/*"])
-    return StreamedSource.from_lerobot(dataset, _changed(described_embodiment(folder), options))
+    return described_embodiment(folder)
 
 
-def _changed(body: Embodiment, options: PriorOptions) -> Embodiment:
-    changes = (options.embodiments or {}).get(body.name)
-    if changes is None:
+def _described_by_run(body: Embodiment, dataset: str, options: PriorOptions) -> Embodiment:
+    """The body of a dataset, with what the run says of this dataset, or else of the body."""
+    given = options.embodiments or {}
+    key = dataset if dataset in given else body.name
+    if key not in given:
         return body
-    return Embodiment.from_dict({**body.to_dict(), "learned_kinds": [], "reference_dims": [], **changes})
+    changes = given[key]
+    try:
+        if isinstance(changes, Mapping):
+            return body.changed(changes)
+        known = replace(load_embodiment(changes), cameras=body.cameras)
+        if (difference := first_difference(known, body, ("action_dim", "state_dim", "control_rate"))) is not None:
+            field, theirs, ours = difference
+            raise ValueError(
+                f"{changes} has {field}={theirs}, the data have {ours}: give the fields that are right, or a copy of it"
+            )
+        return known
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"embodiments.{key}: {error}") from error
 
 
 def _require_met(options: PriorOptions, met: set[str]) -> None:
-    if unmet := sorted(set(options.embodiments or {}) - met):
+    datasets = {split_weight(dataset)[0] for dataset in options.datasets}
+    if unmet := sorted(set(options.embodiments or {}) - met - datasets):
         raise ValueError(f"embodiments.{unmet[0]}: no dataset is of this body, they are of {', '.join(sorted(met))}")
+
+
+def _require_same_datasets(store: TrajectoryStore, options: PriorOptions) -> None:
+    """By name, as folders may have moved since: weights and held-out episodes go by their order."""
+    then = [repository_name(source.root) or source.root.resolve().name for source in store.sources]
+    now = [Path(split_weight(dataset)[0]).resolve().name for dataset in options.datasets]
+    if then != now:
+        raise ValueError(
+            f"--resume: the run in {options.output_dir} was started with {len(then)} datasets, now there are "
+            f"{len(now)} (then {', '.join(then)}; now {', '.join(now)}): resume it with the same, in the same order, "
+            "or start another"
+        )
 
 
 __all__ = ["Motion", "StoredMotion", "StreamedMotion"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
 from transformers import set_seed
 
+from ..configuration.compatibility import compatibility_report, first_difference
 from ..configuration.configuration_action_prior import ActionPriorConfig
 from ..configuration.embodiment import Embodiment
 from ..configuration.recipe import checked_fields
@@ -15,6 +17,7 @@ from ..modeling_priorvla.modeling_action_prior import ActionPriorModel
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from .action_prior_arguments import ActionPriorTrainingArguments
 from .action_prior_trainer import ActionPriorTrainer
+from .data.embodiment_fitting import LEARNING_KEYS
 from .data.trajectory_dataset import TrajectoryDataset, expert_dims
 from .motion_sources import Motion, StoredMotion, StreamedMotion
 from .prior_quality import measure_prior
@@ -41,6 +44,12 @@ def pretrain_action_prior(options: PriorOptions) -> ActionPriorTrainer:
         arguments.learning_rate = NEW_BODY_LEARNING_RATE
     chunk_size = model.config.expert.chunk_size
     held_out, comparison = motion.measured(embodiments, chunk_size)
+    if options.holdout and (unmeasured := _unmeasured(held_out, comparison)):
+        print(
+            f"no episode of {', '.join(unmeasured)} is held out, so that the report will not speak of it: raise "
+            f"--holdout {options.holdout}, or record more",
+            file=sys.stderr,
+        )
     trainer = ActionPriorTrainer(
         model,
         arguments,
@@ -67,7 +76,10 @@ def build_prior(
 ) -> tuple[ActionPriorModel, list[Embodiment]]:
     """The model to train and its bodies: fresh for the bodies of `motion`, or `options.prior` and those it lacks.
 
-    When a prior knows none of the bodies, only what belongs to them will be trained, unless `options.train_all`.
+    When a prior knows none of the bodies, only what belongs to them will be trained, unless `options.train_all`. What
+    it knows of a body stays; that the data lie elsewhere than its statistics is printed.
+
+    Raises ValueError when `options.embodiments` asks for something else to be learned of a body that it knows.
     """
     if options.prior is None:
         embodiments = motion.fit(ActionPriorConfig(**fields).expert.chunk_size)
@@ -78,6 +90,9 @@ def build_prior(
     known = [embodiment.name for embodiment in embodiments]
     fitted = motion.fit(model.config.expert.chunk_size)
     new = [embodiment for embodiment in fitted if embodiment.name not in known]
+    for body in fitted:
+        if body.name in known:
+            _compare(embodiments[known.index(body.name)], body, options)
     for body in new:
         model.add_embodiment(body.name, body.model_action_dim, body.model_state_dim)
     alone = len(new) == len(fitted) and not options.train_all
@@ -89,17 +104,43 @@ def build_prior(
     return model, [*embodiments, *new]
 
 
+def _compare(trained: Embodiment, fitted: Embodiment, options: PriorOptions) -> None:
+    """Warns, or refuses, where the data of a known body are not what the prior was trained with."""
+    asked = isinstance((options.embodiments or {}).get(fitted.name), Mapping)
+    if asked and (difference := first_difference(trained, fitted, LEARNING_KEYS)) is not None:
+        key, theirs, ours = difference
+        raise ValueError(
+            f"embodiments.{fitted.name}: it would have {key}={ours}, {options.prior} was trained with {theirs} and "
+            "goes on with that: leave the field out, or give the body a new name"
+        )
+    report = compatibility_report(trained, fitted)
+    if any(row.key != "cameras" for row in report.warnings):  # of which an action prior has no use
+        print(report, file=sys.stderr)
+
+
+def _unmeasured(held_out: TrajectoryDataset | None, training: TrajectoryDataset) -> list[str]:
+    """Bodies that are trained on and have no held-out episode."""
+    measured = set() if held_out is None else {held_out.store.bodies[body] for body in held_out.store.episodes.body}
+    return [name for name in training.store.bodies if name not in measured]
+
+
 def report_on(
     trainer: ActionPriorTrainer, held_out: TrajectoryDataset, comparison: TrajectoryDataset, seed: int
 ) -> dict[str, float]:
-    """Measures the weights that will be saved, writes report.html and report.json, and returns the headline numbers."""
+    """Measures the weights that will be saved, writes report.html and report.json, and returns the headline numbers.
+
+    Sharded weights (FSDP) are only evaluated: one process, which measures, does not have them.
+    """
     loss = trainer.evaluate(held_out)["eval_loss"]
     if not trainer.is_world_process_zero():
         return {}
+    facts = {"held_out_windows": len(held_out), "eval_loss": loss}
+    if trainer.is_fsdp_enabled:
+        return facts
     with trainer.average.applied() if trainer.average is not None else nullcontext():
         quality = measure_prior(trainer.model, held_out, comparison, seed)
     write_prior_report(trainer.run_folder, quality, trainer.state.log_history)
-    return {"held_out_windows": len(held_out), "eval_loss": loss, **quality.metrics()}
+    return {**facts, **quality.metrics()}
 
 
 __all__ = ["pretrain_action_prior"]

@@ -112,7 +112,7 @@ def measure_reconstruction(
         answers["interpolation"] = piecewise_linear(chunks, knots)
     answers["mean_chunk"] = np.broadcast_to(components.mean, chunks.shape)
     raw = windows.raw(chunks)
-    missed = {name: np.abs(windows.raw(answer) - raw) for name, answer in answers.items()}
+    missed = {name: windows.missed(answer, raw) for name, answer in answers.items()}
     by_window = {name: error.mean(axis=(1, 2)) for name, error in missed.items()}
     return Reconstruction(
         errors={name: bootstrap_mean(error, windows.groups, seed=seed) for name, error in by_window.items()},
@@ -201,8 +201,8 @@ def _equal_components(components: PrincipalComponents, windows: BodyWindows, raw
     """The fewest components whose error is not above `error`, found by halving: more components err less."""
 
     def errs_less(count: int) -> bool:
-        answer = windows.raw(components.reconstruct(windows.chunks(), count))
-        return float(np.abs(answer - raw).mean()) <= error
+        answer = components.reconstruct(windows.chunks(), count)
+        return float(windows.missed(answer, raw).mean()) <= error
 
     low, high = 0, len(components.directions)
     if not errs_less(high):

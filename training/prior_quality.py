@@ -22,7 +22,8 @@ from .prior_measures import (
     sample_chunks,
 )
 
-WINDOWS = 384  # a body, of held-out and of training motion each: seconds on one core
+WINDOWS = 384  # a body, of held-out motion: seconds on one core
+TRAINING_WINDOWS = 2048  # a body, of what it was trained on: fewer would fit principal components badly
 SAMPLED_TWICE = 128  # of them, to see what the latent decides
 EXAMPLES = 16  # chunks kept for a plot
 COPY_QUANTILE = 0.05
@@ -87,7 +88,7 @@ class LatentUsage:
 
 @dataclass(frozen=True)
 class BodyQuality:
-    """The measures of one body; those that need whole chunks are None when no held-out episode is that long.
+    """The measures of one body; those that need whole chunks are None where held-out or training motion has not two.
 
     `held_out_examples`, `sample_examples` (16, H, D), normalised, are for a plot and not in `to_dict`.
     """
@@ -147,8 +148,8 @@ def measure_prior(
 ) -> PriorQuality:
     """Measures `model` on windows of `held_out`; `training` is what its simple rivals are fitted on.
 
-    Both datasets have the checkpoint's embodiments and its chunk size. At most 384 windows a body are drawn, by
-    `seed`: the same seed gives the same numbers. The model's mode is left as it was.
+    Both datasets have the checkpoint's embodiments and its chunk size. At most 384 held-out windows a body and 2,048 to
+    fit rivals are drawn, by `seed`: the same seed gives the same numbers. The model's mode is left as it was.
     """
     was_training = model.training
     model.eval()
@@ -156,7 +157,7 @@ def measure_prior(
     for index in range(len(held_out.embodiments)):
         windows = draw_windows(held_out, index, WINDOWS, seed)
         if len(windows):
-            bodies.append(measure_body(model, windows, draw_windows(training, index, WINDOWS, seed), seed))
+            bodies.append(measure_body(model, windows, draw_windows(training, index, TRAINING_WINDOWS, seed), seed))
     model.train(was_training)
     return PriorQuality(bodies, seed)
 
@@ -213,21 +214,26 @@ def measure_smoothness(samples: Floats, data: Floats, rate: float) -> Smoothness
 
 
 def measure_resemblance(samples: Floats, held_out: BodyWindows, training: BodyWindows, seed: int) -> Resemblance:
-    """Distances between chunks as points of H * D normalised numbers."""
+    """Distances between chunks as points of H * D normalised numbers.
+
+    Coverage grows with the number of points: of `training` chunks as many count as there are held-out ones. For copies
+    all are looked through.
+    """
     samples = samples.reshape(len(samples), -1)
-    real, replay = (windows.chunks().reshape(len(windows), -1) for windows in (held_out, training))
+    real, known = (windows.chunks().reshape(len(windows), -1) for windows in (held_out, training))
     groups = held_out.groups
+    replay, replay_groups = known[: len(real)], training.groups[: len(real)]
     reached, density = covered(real, samples, groups)
     replayed, _ = covered(real, replay, groups)
-    usual = np.quantile(distances(real, replay).min(axis=1), COPY_QUANTILE)
+    usual = np.quantile(distances(real, known).min(axis=1), COPY_QUANTILE)
     return Resemblance(
         energy=energy_distance(samples, real, y_groups=groups, seed=seed),
-        training_energy=energy_distance(replay, real, training.groups, groups, seed=seed),
+        training_energy=energy_distance(replay, real, replay_groups, groups, seed=seed),
         floor=energy_floor(real, groups, seed=seed),
         coverage=bootstrap_mean(reached, groups, seed=seed),
         training_coverage=bootstrap_mean(replayed, groups, seed=seed),
         density=density,
-        copies=float((distances(samples, replay).min(axis=1) < usual).mean()),
+        copies=float((distances(samples, known).min(axis=1) < usual).mean()),
     )
 
 

@@ -94,7 +94,9 @@ def summary(body: BodyQuality) -> str:
     ]
     recon, alike = body.reconstruction, body.resemblance
     if recon is None or alike is None:
-        return f"{said[0]} No held-out episode is as long as a chunk: only the velocity loss could be measured."
+        return (
+            f"{said[0]} Held-out or training motion has no two whole chunks: only the velocity loss could be measured."
+        )
     errors = recon.errors
     share = errors["reconstruction"].value / max(errors["mean_chunk"].value, 1e-12)
     said.append(
@@ -107,7 +109,7 @@ def summary(body: BodyQuality) -> str:
         f"{alike.coverage.value:.0%} of it; training chunks, replayed, lie {told_interval(alike.training_energy, 2)} "
         f"away and come near {alike.training_coverage.value:.0%}."
     )
-    if body.smoothness is not None:
+    if body.smoothness is not None and np.isfinite(body.smoothness.jerk_ratio):
         said.append(f"The samples' jerk is {float(f'{body.smoothness.jerk_ratio:.2g}'):g} times that of the data.")
     return " ".join(said)
 

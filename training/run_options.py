@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..configuration.embodiment_registry import load_embodiment
 from ..hub_cards.checkpoints import is_hub_id, require_checkpoint
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -101,23 +102,28 @@ class PriorOptions(RunOptions):
         prior: folder or Hub id of an action prior to go on from. Bodies that it does not know are added to it.
         train_all: with `prior`: train every weight although all datasets are of new bodies, of which otherwise only
             the new bodies' own weights are trained and nothing else of the prior moves by a bit.
-        embodiments: fields of bodies by their names, over what the datasets say: for example
-            `{"so101": {"learned_kinds": "relative"}}`.
+        embodiments: what bodies are, by their name or by dataset (its path or Hub id), over what the datasets say: some
+            fields, `{"so101_follower": {"learned_kinds": "relative"}}`, a new `name` among them, or a body of the
+            registry or a YAML file instead, `{"owner/dataset": "so101"}`. What `prior` knows stays: others are refused.
         stream: never have the datasets here as a whole: read LeRobot's parquet files one after the other, from folders
             or the Hub. Statistics are of at most 1,000 files a dataset, and `holdout` is a share of files.
     """
 
     prior: str | None = None
     train_all: bool = False
-    embodiments: Mapping[str, Mapping[str, Any]] | None = None
+    embodiments: Mapping[str, Mapping[str, Any] | str] | None = None
     stream: bool = False
 
     def check(self) -> None:
-        """As `RunOptions.check`; raises FileNotFoundError when `prior` is no checkpoint."""
+        """As `RunOptions.check`; raises FileNotFoundError when there is no such checkpoint `prior` or embodiment."""
         super().check()
         for name, fields in (self.embodiments or {}).items():
-            if not isinstance(fields, Mapping):
-                raise ValueError(f"embodiments.{name} must be a mapping of an embodiment's fields, got {fields!r}")
+            if isinstance(fields, str):
+                load_embodiment(fields)
+            elif not isinstance(fields, Mapping):
+                raise ValueError(
+                    f"embodiments.{name} must be a mapping of an embodiment's fields, or a name, got {fields!r}"
+                )
         if self.stream and any(split_weight(dataset)[1] is not None for dataset in self.datasets):
             raise ValueError("--stream reads every file once an epoch, without weights: leave ':WEIGHT' out")
         if self.prior is None:

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import set_seed
 
 from ..configuration.backbone_reference import BACKBONE_KEYS
+from ..configuration.configuration_expert import ExpertConfig
 from ..configuration.configuration_priorvla import PriorVLAConfig
 from ..configuration.embodiment import Embodiment
 from ..configuration.recipe import checked_fields
@@ -28,7 +29,7 @@ from .data.trajectory_dataset import (
     fit_embodiments,
     split_episodes,
 )
-from .run_options import FEATURES_FOLDER, VLAOptions
+from .run_options import FEATURES_FOLDER, VLAOptions, split_weight
 from .runs import finish_run, load_sources, training_arguments
 from .vla_arguments import VLATrainingArguments
 from .vla_trainer import VLATrainer
@@ -43,7 +44,10 @@ def train_vla(options: VLAOptions) -> VLATrainer:
     sources, weights = load_sources(options.datasets, frames=True)
     parts = [split_episodes(source, options.holdout, options.seed) for source in sources]
     training, held_out = [part[0] for part in parts], [part[1] for part in parts if len(part[1])]
-    embodiments = fit_embodiments(training) if embodiments is None else _with_cameras(embodiments, training)
+    if embodiments is None:
+        embodiments = fit_embodiments(training, _chunk_size(model_fields))
+    else:
+        embodiments = _with_cameras(embodiments, training)
     folder, reference = _find_backbone(options.backbone, options.backbone_dtype)
     set_seed(options.seed)
     model = _build_model(options, model_fields, prior, embodiments, reference)
@@ -56,13 +60,18 @@ def train_vla(options: VLAOptions) -> VLATrainer:
         train_dataset=observe(training, weights),
         eval_dataset=observe(held_out) if held_out else None,
         processor=processor,
-        datasets=[str(source.root) for source in sources],
+        datasets=[split_weight(dataset)[0] for dataset in options.datasets],
         base_model=None if options.control else options.prior,
     )
     trainer.train(resume_from_checkpoint=options.last_checkpoint() if options.resume else None)
     finish_run(trainer, _losses(trainer.evaluate()) if held_out else {})
     print(f"\nThe policy is in {options.output_dir}. Next: priorvla evaluate {options.output_dir}", file=sys.stderr)
     return trainer
+
+
+def _chunk_size(model_fields: dict[str, Any]) -> int:
+    """H of a policy that no prior gives its shape."""
+    return ExpertConfig(**(model_fields.get("expert") or {})).chunk_size
 
 
 def _load_prior(prior: str | None) -> tuple[ActionPriorModel | None, list[Embodiment] | None]:

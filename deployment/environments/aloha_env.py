@@ -130,7 +130,7 @@ class AlohaEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         with physics.reset_context():
             physics.data.qpos[:] = np.concatenate([START_ARM_POSE, objects])
             physics.data.ctrl[:] = START_ARM_POSE
-        self._expert.plan(self._rules.get_qpos(physics), self.np_random)
+        self._expert.begin(self._rules.get_qpos(physics), self.np_random)
         self._steps = 0
         return self._observation(), {"success": False}
 

@@ -1,6 +1,6 @@
 """A scripted expert for ALOHA's two tasks, of our own: hand poses, solved for the joints, joined by smooth motion.
 
-An episode is planned once, when it starts, from where the objects lie. Each phase of the plan says where both hands
+An episode is planned once, from where the objects lay when it started. Each phase of the plan says where both hands
 are at its end; in between every joint moves along a minimum-jerk curve. Hands point away from their arm's base and stay
 in the vertical plane through it: what they grasp turns with them and comes straight when they meet. Only the hand that
 takes over the cube is rolled by a quarter turn: its fingers close above and below the cube, the giver's beside it.
@@ -70,24 +70,38 @@ class AlohaExpert:
             for side in BASES
         }
 
-    def plan(self, start: Vector, random: np.random.Generator) -> None:
-        """Plans the episode that begins with the joints `start` (14,); `random` draws tempo and meeting point."""
-        objects = np.array(self._physics.data.qpos[16:]).reshape(-1, 7)[:, :3]
-        phases = self._phases(objects, random)
-        targets = [start]
+    def begin(self, start: Vector, random: np.random.Generator) -> None:
+        """An episode begins with the joints `start` (14,); `random` will draw tempo and meeting point.
+
+        It is planned when its first action is asked for: a policy that is evaluated needs no plan.
+        """
+        self._start, self._random = start, random
+        self._objects = np.array(self._physics.data.qpos[16:]).reshape(-1, 7)[:, :3]
+        self._times: Vector | None = None
+
+    def _plan(self) -> Vector:
+        """Fills `_targets` and returns when, in seconds, each is to be reached."""
+        phases = self._phases(self._objects, self._random)
+        targets = [self._start]
         for phase in phases:
             left = self._solve("left", phase.left, targets[-1][:6])
             right = self._solve("right", phase.right, targets[-1][7:13])
             targets.append(np.concatenate([left, right]))
         self._targets = np.stack(targets)
-        tempo = random.uniform(*TEMPO)
-        self._times = np.concatenate([[0.0], np.cumsum([tempo * phase.duration for phase in phases])])
+        tempo = self._random.uniform(*TEMPO)
+        return np.concatenate([[0.0], np.cumsum([tempo * phase.duration for phase in phases])])
 
     def action(self, step: int) -> Vector:
-        """Targets (14,) of joints and grippers at control step `step`; after the plan's end, its last ones."""
-        time = min((step + 1) / CONTROL_RATE, self._times[-1])
-        phase = int(np.searchsorted(self._times, time)) - 1
-        part = (time - self._times[phase]) / (self._times[phase + 1] - self._times[phase])
+        """Targets (14,) of joints and grippers at control step `step`; after the plan's end, its last ones.
+
+        Raises RuntimeError where an arm cannot reach what lies too far away.
+        """
+        if self._times is None:
+            self._times = self._plan()
+        times = self._times
+        time = min((step + 1) / CONTROL_RATE, times[-1])
+        phase = int(np.searchsorted(times, time)) - 1
+        part = (time - times[phase]) / (times[phase + 1] - times[phase])
         eased = part**3 * (10 - 15 * part + 6 * part**2)
         target: Vector = self._targets[phase] + eased * (self._targets[phase + 1] - self._targets[phase])
         return target

@@ -28,9 +28,9 @@ from .libero_robots import (
 from .libero_scene import LiberoScene
 from .live_cameras import LiveCameras
 from .offscreen_rendering import OffscreenRenderer
+from .registry import SCRIPTED_SUITES
 
 COLLISION_GROUP = 0  # robosuite's shapes for contacts, which nobody should see
-SCRIPTED_SUITES = ("libero_object", "libero_spatial")
 
 
 @cache
@@ -174,10 +174,10 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self._scene.close()
 
     def _make_expert(self) -> PickAndPlace:
-        suite = self.task.split("/")[0]
-        if suite not in SCRIPTED_SUITES:
+        suites = SCRIPTED_SUITES["libero"]
+        if self.task.split("/")[0] not in suites:
             raise NotImplementedError(
-                f"no scripted expert for {self.task!r}: there is one for the tasks of {' and '.join(SCRIPTED_SUITES)}"
+                f"no scripted expert for {self.task!r}: there is one for the tasks of {' and '.join(suites)}"
             )
         (relation, thing, target), *_ = self._scene.goals
         return PickAndPlace(self._scene, relation, thing, target)

@@ -33,8 +33,8 @@ class Arm:
         scene_name: what LIBERO's scenes put `Mounted` or `OnTheGround` before.
         num_joints: joints of the arm.
         robot: robosuite's description; None for LIBERO's own arm, which is registered already.
-        shift: where its base stands from where the Panda's stands (m): at the Panda's height elbows stretch and
-            forearms come to rest on the cabinet, and the Kinova3 is short.
+        shift: where its base stands from where the Panda's stands (m). On the Panda's place forearms come to rest on
+            libero_spatial's cabinet (the UR5e's hangs to its right) and elbows stretch.
         start: joint positions (rad) at the start of an episode: the Panda's hand pose, by inverse kinematics from
             robosuite's own start (ours).
     """
@@ -48,8 +48,8 @@ class Arm:
 
 ARMS = {
     "panda": Arm("Panda", 7),
-    "iiwa": Arm("IIWA", 7, IIWA, (0.0, 0.0, 0.22), (0.0, 0.7933, 0.0, -1.8841, 0.0, 0.5210, 0.0)),
-    "ur5e": Arm("UR5e", 6, UR5e, (0.0, 0.0, 0.22), (-0.2939, -1.2673, 2.2548, -2.5039, -1.5872, -1.8647)),
+    "iiwa": Arm("IIWA", 7, IIWA, (0.1, 0.0, 0.22), (0.0, 0.6925, 0.0, -2.1737, 0.0, 0.3321, 0.0)),
+    "ur5e": Arm("UR5e", 6, UR5e, (0.1, 0.2, 0.22), (-0.8336, -1.3498, 2.3889, -2.5717, -1.6128, -2.4040)),
     "kinova3": Arm(
         "Kinova3", 7, Kinova3, (0.1, 0.0, 0.22), (-0.0662, 0.6950, -0.0022, 2.1347, -0.0067, 0.3686, -1.6319)
     ),
@@ -61,8 +61,8 @@ def libero_embodiment(robot: str, action_space: str) -> Embodiment:
 
     `eef`: actions as in LIBERO's own demonstrations, 7 numbers in [-1, 1] that need no normalisation. The first six
     displace the controller's goal from where the hand is now (5 cm and 0.5 rad a unit, in the world's axes; kind
-    `delta`). `gripper`: +1 closes, -1 opens. The state is that of LIBERO's demonstrations too: the hand's position (m) and axis-angle (rad), in the
-    world, and the two fingers' positions (m).
+    `delta`). `gripper`: +1 closes, -1 opens. The state is that of LIBERO's demonstrations too: the hand's position (m)
+    and axis-angle (rad), in the world, and the two fingers' positions (m).
     `joint`: actions are joint targets (rad) and `gripper` as above, the state is the joints' positions (rad) and the
     gripper's opening (m).
     """

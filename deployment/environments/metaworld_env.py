@@ -9,7 +9,6 @@ Needs the extra `metaworld`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +19,7 @@ import yaml
 from numpy.typing import ArrayLike, NDArray
 
 from ...configuration.embodiment import Embodiment, NormalizationMode
+from .live_cameras import LiveCameras
 from .offscreen_rendering import OffscreenRenderer, prepare_offscreen_rendering
 
 prepare_offscreen_rendering()
@@ -97,25 +97,6 @@ def metaworld_embodiment(camera: str = "corner2") -> Embodiment:
     )
 
 
-class LazyImages(Mapping[str, NDArray[np.uint8]]):
-    """Camera pictures that are drawn when they are first looked at; a picture nobody looks at costs nothing."""
-
-    def __init__(self, cameras: list[str], draw: Callable[[str], NDArray[np.uint8]]) -> None:
-        self._cameras = cameras
-        self._draw = draw
-
-    def __getitem__(self, camera: str) -> NDArray[np.uint8]:
-        if camera not in self._cameras:
-            raise KeyError(camera)
-        return self._draw(camera)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._cameras)
-
-    def __len__(self) -> int:
-        return len(self._cameras)
-
-
 class MetaWorldEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     """One Meta-World v3 task.
 
@@ -161,8 +142,8 @@ class MetaWorldEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self.max_episode_steps = max_episode_steps
         self.image_size = image_size
         self.camera = camera
-        self._cameras = [camera] if render else []
         self._renderer: OffscreenRenderer | None = None
+        self._cameras = LiveCameras([camera] if render else [], self._draw)
         self._simulation = _build_simulation(task, max_episode_steps)
         view = CAMERA_VIEWS[camera]
         if view.position is not None:
@@ -170,11 +151,9 @@ class MetaWorldEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         _hide_bodies(self._simulation.model, view.hidden_bodies)
         self._initial_model = _copy_poses(self._simulation.model)
         self._steps = 0
-        self._moment = 0  # counts every change of the scene, so that a late look at a picture is noticed
-        self._frames: dict[str, NDArray[np.uint8]] = {}
         self._privileged: NDArray[np.float64] | None = None
         pictures: dict[str, gymnasium.Space[Any]] = {
-            name: gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8) for name in self._cameras
+            name: gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8) for name in self._cameras.names
         }
         self.observation_space = gymnasium.spaces.Dict(
             {
@@ -230,7 +209,7 @@ class MetaWorldEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
 
     def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
         """The picture of this moment, (image_size, image_size, 3) uint8; works with `render=False` too."""
-        return self._frame(self.camera)
+        return self._cameras.picture(self.camera)
 
     def close(self) -> None:
         if self._renderer is not None:
@@ -240,23 +219,7 @@ class MetaWorldEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
 
     def _observation(self) -> dict[str, Any]:
         assert self._privileged is not None
-        self._moment += 1
-        self._frames = {}
-        moment = self._moment
-
-        def draw(camera: str) -> NDArray[np.uint8]:
-            if moment != self._moment:
-                raise RuntimeError(
-                    f"picture of camera {camera!r}: the scene has moved on, look at it before the next step()"
-                )
-            return self._frame(camera)
-
-        return {"state": self._privileged[:4].astype(np.float32), "images": LazyImages(self._cameras, draw)}
-
-    def _frame(self, camera: str) -> NDArray[np.uint8]:
-        if camera not in self._frames:
-            self._frames[camera] = self._draw(camera)
-        return self._frames[camera]
+        return {"state": self._privileged[:4].astype(np.float32), "images": self._cameras.observe()}
 
     def _draw(self, camera: str) -> NDArray[np.uint8]:
         view = CAMERA_VIEWS[camera]
@@ -294,4 +257,4 @@ def _copy_poses(model: Any) -> dict[str, NDArray[np.float64]]:
     return {name: getattr(model, name).copy() for name in names}
 
 
-__all__ = ["CAMERA_VIEWS", "CONTROL_RATE", "CameraView", "LazyImages", "MetaWorldEnv", "metaworld_embodiment"]
+__all__ = ["CAMERA_VIEWS", "CONTROL_RATE", "CameraView", "MetaWorldEnv", "metaworld_embodiment"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,8 @@ _ENVIRONMENTS = {
     "metaworld": ("metaworld_env", "MetaWorldEnv", "metaworld_tasks.yaml"),
     "pusht": ("pusht_env", "PushTEnv", "pusht_tasks.yaml"),
 }
+# Suites whose tasks have a scripted expert, where not all tasks have one.
+SCRIPTED_SUITES = {"libero": ("libero_object", "libero_spatial")}
 
 
 class RobotEnvironment(Protocol):
@@ -80,6 +83,14 @@ def list_tasks(name: str) -> list[str]:
     return sorted(list_instructions(name))
 
 
+def require_experts(name: str, tasks: Sequence[str]) -> None:
+    """Raises ValueError when one of `tasks` has no scripted expert that could demonstrate it."""
+    suites = SCRIPTED_SUITES.get(name)
+    for task in tasks:
+        if suites is not None and task.rpartition("/")[0] not in suites:
+            raise ValueError(f"{name} has no scripted expert for {task!r}: collect tasks of {' or '.join(suites)}")
+
+
 def require_tasks(name: str, tasks: Sequence[str]) -> None:
     """Raises ValueError when `tasks` is empty, or holds one that the simulator `name` does not have or one twice."""
     known = list_tasks(name)
@@ -100,11 +111,15 @@ def make_environment(name: str, task: str, **kwargs: Any) -> RobotEnvironment:
         **kwargs: passed to the environment's class.
 
     Raises:
-        ValueError: on an unknown simulator or task.
+        ValueError: on an unknown simulator, task or argument.
         ImportError: where the simulator is not installed, with the extra to install.
     """
     module, class_name, _ = _lookup(name)
     environment_class = getattr(import_module(f".{module}", __package__), class_name)
+    known = list(signature(environment_class.__init__).parameters)[2:]  # without self and task
+    for key in kwargs:
+        if key not in known:
+            raise ValueError(f"{name} knows no {key!r}, only {', '.join(known)}: leave it out")
     environment: RobotEnvironment = environment_class(task, **kwargs)
     return environment
 
@@ -115,4 +130,13 @@ def _lookup(name: str) -> tuple[str, str, str]:
     return _ENVIRONMENTS[name]
 
 
-__all__ = ["RobotEnvironment", "expand_tasks", "list_instructions", "list_tasks", "make_environment", "require_tasks"]
+__all__ = [
+    "SCRIPTED_SUITES",
+    "RobotEnvironment",
+    "expand_tasks",
+    "list_instructions",
+    "list_tasks",
+    "make_environment",
+    "require_experts",
+    "require_tasks",
+]

@@ -14,6 +14,7 @@ from ...configuration.embodiment import Embodiment
 from ...configuration.embodiment_registry import load_embodiment
 from .array_recordings import Recording, array_files, read_recordings
 from .column_mapping import MAPPING_FILE, ColumnMapping, read_mapping
+from .hub_files import repository_name
 from .lerobot_fingerprint import file_digest
 from .trajectory import Trajectory, TrajectorySource
 
@@ -54,7 +55,7 @@ def _body(path: Path, embodiment: Embodiment | None, layout: ColumnMapping, firs
         fields = dict(layout.embodiment) if isinstance(layout.embodiment, Mapping) else {}
         rate = _agreed_rate(path, {"rate": layout.rate, "embodiment.control_rate": fields.get("control_rate")}, first)
         inferred = {
-            "name": path.resolve().stem.replace("/", "_"),
+            "name": (repository_name(path) or path.resolve().stem).replace("/", "_"),
             "action_names": _dim_names(layout.action or (), dims["action"]),
             "state_names": _dim_names(layout.state or (), dims["state"]),
             "cameras": list(layout.images or {}),

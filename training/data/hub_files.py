@@ -39,4 +39,10 @@ class HubDataset:
         return folder
 
 
-__all__ = ["HUB_ID", "HubDataset"]
+def repository_name(folder: Path) -> str | None:
+    """The name of the repository of which `folder` is a copy in the Hub's cache, where it is called by its commit."""
+    place = folder.resolve().parent
+    return place.parent.name.rpartition("--")[2] if place.name == "snapshots" else None
+
+
+__all__ = ["HUB_ID", "HubDataset", "repository_name"]

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...configuration.embodiment import Embodiment
 from .frame_readers import CameraFrames, EpisodeFrames, ParquetImages, VideoFrames
+from .hub_files import repository_name
 from .lerobot_fingerprint import dataset_fingerprint
 from .lerobot_layout import ACTION, EMBODIMENT_FILE, STATE, EpisodeRecord, LeRobotLayout
 from .lerobot_metadata import read_json, read_layout
@@ -163,12 +164,19 @@ def _stored_embodiment(layout: LeRobotLayout) -> Embodiment:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{file}: not a valid embodiment: {error}") from error
     return Embodiment(
-        name=(layout.robot_type or layout.root.resolve().name).replace("/", "_"),
+        name=_body_name(layout).replace("/", "_"),
         action_names=layout.dim_names(ACTION),
         state_names=layout.dim_names(STATE),
         control_rate=layout.fps,
         cameras=list(layout.cameras),
     )
+
+
+def _body_name(layout: LeRobotLayout) -> str:
+    """What the dataset calls its robot; where it does not (LeRobot then writes `unknown`), its own name."""
+    if layout.robot_type and layout.robot_type != "unknown":
+        return layout.robot_type
+    return repository_name(layout.root) or layout.root.resolve().name
 
 
 def _require_match(embodiment: Embodiment, layout: LeRobotLayout) -> None:

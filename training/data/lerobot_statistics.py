@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ...configuration.embodiment import FeatureStatistics
+from ...configuration.feature_statistics import QUANTILES, FeatureStatistics
 
 IMAGE_SAMPLES = 100  # about so many frames an episode, evenly spaced, ...
 IMAGE_SIDE = 128  # ... of about so many pixels a side count in image statistics (LeRobot samples alike)
-QUANTILES = {"q01": 0.01, "q10": 0.10, "q90": 0.90, "q99": 0.99}
 
 
 def vector_statistics(values: ArrayLike) -> dict[str, list[Any]]:

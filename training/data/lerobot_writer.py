@@ -53,7 +53,7 @@ class LeRobotDatasetWriter:
     Args:
         root: the dataset's folder; must not exist.
         embodiment: the body that acts; its control rate is the dataset's fps. Stored as `meta/embodiment.json` with the
-            statistics of what was written.
+            statistics of what was written, or none when it learns actions relative to the state.
         cameras: (height, width) in pixels by camera name, a subset of the embodiment's cameras; empty for motion only.
         video: store pictures as H.264 films instead of PNG: lossy, even sides only, a quarter of the size or less.
         overwrite: replace a LeRobot dataset at `root`, when the new one is complete.
@@ -307,7 +307,8 @@ class LeRobotDatasetWriter:
         statistics = {key: vector_statistics(values.reshape(self._frames, -1)) for key, values in columns.items()}
         statistics |= {key: image_statistics(histogram, self._frames) for key, histogram in self._histograms.items()}
         states = columns.get(STATE, np.zeros((self._frames, 0), np.float32))
-        self.embodiment = self.embodiment.with_statistics(states, columns[ACTION])
+        body = self.embodiment  # what is learned relative to the state has statistics of windows: unknown here
+        self.embodiment = body.changed({}) if body.needs_reference else body.with_statistics(states, columns[ACTION])
         pq.write_table(pa.Table.from_pylist(self._episodes), self._place(EPISODES_PATH, 0, 0))
         pq.write_table(tasks_table(self._tasks), self._staged.path / TASKS_FILE)
         for file, content in (

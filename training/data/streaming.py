@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
@@ -89,11 +90,13 @@ class StreamingTrajectoryDataset(IterableDataset):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a position is only valid with."""
+        """What a position is only valid with. Files count by what they are called, and on the Hub by their commit."""
         names = ("chunk_size", "batch_size", "seed", "pool_windows", "open_files", "rank", "world_size")
+        files = [file for source in self.sources for file in source.files]
+        files = [file if file.startswith("hf://") else Path(file).name for file in files]
         return {
             **{name: getattr(self, name) for name in names},
-            "files": [len(source.files) for source in self.sources],
+            "files": hashlib.sha256("\n".join(files).encode()).hexdigest()[:12],
         }
 
     def __iter__(self) -> Iterator[tuple[Batch, int, Position]]:

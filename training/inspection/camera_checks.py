@@ -131,7 +131,7 @@ class _Look:
                     self._missing,
                     f"Camera {camera}: the frames of {len(self._missing)} of {counted(total, 'episode')} are missing: "
                     f"episodes {_ranges(sorted(self._missing))}; for example {next(iter(self._missing.values()))}.",
-                    "Download them, or train on the other episodes (--episodes); for an action prior frames are not "
+                    "Download them, or take these episodes out of the dataset; for an action prior frames are not "
                     "needed: inspect with --no-images.",
                 )
             )
@@ -143,7 +143,7 @@ class _Look:
                     self._unreadable,
                     f"Camera {camera}: frames of {counted(len(self._unreadable), 'episode')} cannot be read: "
                     f"{next(iter(self._unreadable.values()))}",
-                    "Download or record these episodes again, or leave them out with --episodes.",
+                    "Download or record these episodes again, or take them out of the dataset.",
                 )
             )
         if self._frozen:

@@ -7,6 +7,7 @@ import os
 import shutil
 import textwrap
 import uuid
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...configuration.embodiment import Embodiment
 from ...hub_cards.dataset_plots import dim_ranges, lag_curves, length_histogram, motion_timeline
 from ...hub_cards.report import Report
 from ...hub_cards.versions import installed_versions
@@ -85,6 +87,8 @@ def _used_facts(measures: Measures) -> dict[str, str]:
         "language": f"{counted(len(language.episodes), 'instruction')}"
         + (f", evenness {language.entropy:.2f}" if len(language.episodes) > 1 else ""),
     }
+    if learned := _learned_text(recording.embodiment):
+        facts["learned"] = learned
     if language.predicted:
         guesses = ", ".join(f"{name} {share:.0%}" for name, share in language.predicted.items())
         facts["language"] += f"; guessed from {guesses} (most frequent {language.majority:.0%})"
@@ -103,6 +107,16 @@ def _windows_text(windows: Windows) -> str:
         f"{windows.padded / windows.count:.1%} run over an episode's end, {windows.padded_steps:.1%} of their steps "
         "are padding, which is masked"
     )
+
+
+def _learned_text(body: Embodiment) -> str:
+    """What the model learns instead of the recorded numbers, whose statistics are then not those shown; or nothing."""
+    pairs = zip(body.action_kinds, body.learned_kinds, strict=True)
+    kinds = Counter(learned for recorded, learned in pairs if learned != recorded)
+    told = [f"{counted(count, 'action dim')} as {kind}" for kind, count in kinds.items()]
+    if body.rotations:
+        told.append(f"{counted(len(body.rotations), 'rotation')} as 6-D")
+    return f"{', '.join(told)}, whose statistics training fits; shown are those of what was recorded" if told else ""
 
 
 def _normalization_text(statistics: DimStatistics) -> str:

@@ -189,7 +189,7 @@ def _raw_faults(layout: LeRobotLayout, records: list[EpisodeRecord]) -> tuple[li
                 Severity.ERROR,
                 f"{counted(len(unreadable), 'data file')} cannot be read, with {counted(len(lost), 'episode')} "
                 f"({listed(lost)}): {next(iter(unreadable))}",
-                "Download or record them again, or leave these episodes out with --episodes.",
+                "Download or record them again, or take these episodes out of the dataset.",
                 episodes=lost,
                 numbers={"files": len(unreadable), "count": len(lost)},
             )
@@ -223,7 +223,7 @@ def _not_finite(bad: dict[int, dict[str, int]], total: int) -> Finding:
         Severity.ERROR,
         f"{counted(count, 'value')} not finite (NaN or infinite) in {counted(len(episodes), 'episode')} of {total} "
         f"({listed(episodes)}): {listed(dims)}. These episodes are left out of all that follows.",
-        "Repair the values (interpolate short gaps), or leave the episodes out with --episodes: training refuses them.",
+        "Repair the values (interpolate short gaps), or take the episodes out: training refuses them.",
         episodes=episodes,
         dims=dims,
         numbers={"count": count},
@@ -236,7 +236,7 @@ def _unreadable_episodes(faults: dict[int, str], total: int) -> Finding:
         "unreadable-episodes",
         Severity.ERROR,
         f"{counted(len(episodes), 'episode')} of {total} cannot be read ({listed(episodes)}): {faults[episodes[0]]}",
-        "Repair them, or leave them out with --episodes: training stops with this message.",
+        "Repair them, or take them out of the dataset: training stops with this message.",
         episodes=episodes,
         numbers={"count": len(episodes)},
     )

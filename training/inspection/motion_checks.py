@@ -61,7 +61,7 @@ def check_idle(recording: Recording, idle: NDArray[np.int64], thresholds: Inspec
                 "motionless-episodes",
                 Severity.WARNING,
                 f"{counted(len(episodes), 'episode')} of {len(motionless)} never moved: {listed(episodes)}.",
-                "Leave them out with --episodes, or check that state and action were recorded and not frozen.",
+                "Take them out of the dataset, or check that state and action were recorded and not frozen.",
                 episodes=episodes,
                 numbers={"count": len(episodes)},
             )

@@ -142,12 +142,12 @@ def _outliers(
         Finding(
             "outliers",
             Severity.WARNING,
-            f"{counted(int(outside.sum()), 'value')} far outside the range of the other 99 %, in {statistics.label} "
+            f"{counted(int(outside.sum()), 'value')} far outside the range of the middle 98 %, in {statistics.label} "
             f"dims {listed([statistics.names[d] for d in dims])}: worst {value:.4g} in {statistics.names[dim]!r} at "
             f"episode {episode} step {within} (98 % lie in [{statistics.q01[dim]:.4g}, {statistics.q99[dim]:.4g}]), "
             f"{statistics.extreme[dim]:.3g} after normalisation.",
-            f"Look at {counted(len(episodes), 'episode')} ({listed(episodes)}): cut or repair glitches, or leave the "
-            "episodes out with --episodes.",
+            f"Look at {counted(len(episodes), 'episode')} ({listed(episodes)}): cut or repair glitches, or take the "
+            "episodes out of the dataset.",
             episodes=episodes,
             dims=[statistics.names[d] for d in dims],
             numbers={

@@ -93,7 +93,7 @@ def _backwards(recording: Recording, steps: NDArray[np.int64], elapsed: NDArray[
             Severity.ERROR,
             f"Time stands still or runs backwards at {counted(len(back), 'step')}, first at episode {episode} step "
             f"{within}.",
-            "Rewrite the timestamps as step / fps, or leave these episodes out with --episodes.",
+            "Rewrite the timestamps as step / fps, or take these episodes out of the dataset.",
             episodes=recording.episodes_of(back),
             numbers={"count": len(back), "first_episode": episode, "first_step": within},
         )
@@ -136,8 +136,8 @@ def check_lengths(recording: Recording, chunk_size: int, thresholds: InspectionT
                 Severity.WARNING,
                 f"{counted(len(episodes), 'episode')} of {len(lengths)} are shorter than a chunk of {chunk_size} steps:"
                 f" {listed(episodes)} (shortest {lengths.min()}).",
-                f"Train with --chunk-size {int(np.quantile(lengths, 0.05))} or less, or leave them out: every window "
-                "of theirs is partly padding.",
+                f"Train with expert.chunk_size {max(1, int(np.quantile(lengths, 0.05)))} or less (in the recipe, under "
+                "model:), or take them out of the dataset: every window of theirs is partly padding.",
                 episodes=episodes,
                 numbers={"count": len(episodes), "shortest": int(lengths.min()), "chunk_size": chunk_size},
             )
