@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .configuration.configuration_priorvla import PriorVLAConfig as PriorVLAConfig
     from .configuration.embodiment import Embodiment as Embodiment
     from .configuration.embodiment import NormalizationMode as NormalizationMode
+    from .configuration.embodiment_registry import load_embodiment as load_embodiment
     from .deployment.evaluation import evaluate_policy as evaluate_policy
     from .deployment.policy import PriorVLAPolicy as PriorVLAPolicy
     from .hub_cards.publishing import load_card as load_card
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from .modeling_priorvla.transfer import TransferReport as TransferReport
     from .training.action_prior_arguments import ActionPriorTrainingArguments as ActionPriorTrainingArguments
     from .training.action_prior_trainer import ActionPriorTrainer as ActionPriorTrainer
+    from .training.data.embodiment_fitting import expert_dims as expert_dims
+    from .training.data.embodiment_fitting import fit_embodiments as fit_embodiments
     from .training.data.lerobot_writer import LeRobotDatasetWriter as LeRobotDatasetWriter
     from .training.data.readers import load_trajectories as load_trajectories
     from .training.data.trajectory_dataset import TrajectoryDataset as TrajectoryDataset
@@ -58,7 +61,10 @@ _HOMES = {
     "VLATrainer": "training.vla_trainer",
     "VLATrainingArguments": "training.vla_arguments",
     "evaluate_policy": "deployment.evaluation",
+    "expert_dims": "training.data.embodiment_fitting",
+    "fit_embodiments": "training.data.embodiment_fitting",
     "load_card": "hub_cards.publishing",
+    "load_embodiment": "configuration.embodiment_registry",
     "load_trajectories": "training.data.readers",
     "publish": "hub_cards.publishing",
 }

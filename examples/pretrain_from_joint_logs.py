@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 import priorvla
-from priorvla.training.data.trajectory_dataset import expert_dims, fit_embodiments
 
 
 def made_up_logs(episodes: int = 8, steps: int = 200) -> list[dict[str, np.ndarray]]:
@@ -39,8 +38,8 @@ def main() -> None:
 
     # 2. The prior learns from motion alone; it is saved with its processor and its card.
     source = priorvla.load_trajectories(options.output_dir / "dataset")
-    arms = fit_embodiments([source])  # with the statistics that normalise its numbers
-    config = priorvla.ActionPriorConfig(expert=expert_dims(arms))
+    arms = priorvla.fit_embodiments([source])  # with the statistics that normalise its numbers
+    config = priorvla.ActionPriorConfig(expert=priorvla.expert_dims(arms))
     windows = priorvla.TrajectoryDataset([source], arms, config.expert.chunk_size)
     processor = priorvla.PriorVLAProcessor(embodiments=arms, chunk_size=config.expert.chunk_size)
     arguments = priorvla.ActionPriorTrainingArguments(str(prior_dir), max_steps=options.max_steps, warmup_steps=20)

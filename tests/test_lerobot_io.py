@@ -465,3 +465,11 @@ def test_existing_places_are_not_overwritten_unless_asked_and_never_when_no_data
 def test_a_camera_that_the_embodiment_lacks_is_refused(tmp_path, embodiment):
     with pytest.raises(ValueError, match="'toy_arm' has no camera 'top'"):
         LeRobotDatasetWriter(tmp_path / "ds", embodiment, {"top": SIZE})
+
+
+def test_a_dim_that_is_called_gripper_is_one_when_the_body_is_inferred(tmp_path):
+    names = ["shoulder_pan.pos", "elbow.pos", "Gripper.pos"]
+    with LeRobotDatasetWriter(tmp_path / "ds", Embodiment("arm", names, names, 20.0)) as writer:
+        writer.add_episode(np.zeros((4, 3)), np.zeros((4, 3)), "Wait.")
+    (tmp_path / "ds" / "meta" / "embodiment.json").unlink()
+    assert load_trajectories(tmp_path / "ds").embodiment.gripper_dims == [2]

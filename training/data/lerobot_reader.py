@@ -163,11 +163,13 @@ def _stored_embodiment(layout: LeRobotLayout) -> Embodiment:
             return Embodiment.from_dict(read_json(file))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{file}: not a valid embodiment: {error}") from error
+    actions = layout.dim_names(ACTION)
     return Embodiment(
         name=_body_name(layout).replace("/", "_"),
-        action_names=layout.dim_names(ACTION),
+        action_names=actions,
         state_names=layout.dim_names(STATE),
         control_rate=layout.fps,
+        gripper_dims=[index for index, name in enumerate(actions) if "gripper" in name.lower()],
         cameras=list(layout.cameras),
     )
 
