@@ -99,7 +99,10 @@ class PickAndPlace:
 
     def __init__(self, scene: LiberoScene, relation: str, thing: str, target: str) -> None:
         if relation not in PLACEMENTS or kind_of(thing) not in GRASPS:
-            raise NotImplementedError(f"no way to bring {thing!r} {relation!r} {target!r}")
+            raise NotImplementedError(
+                f"the scripted expert has no way to bring {thing!r} {relation!r} {target!r}: it takes "
+                f"{', '.join(GRASPS)} and brings them {' or '.join(PLACEMENTS)}; choose another task, or add a Grasp"
+            )
         self._scene = scene
         self._thing = thing
         self._target = target

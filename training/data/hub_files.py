@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-
-HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 class HubDataset:
@@ -45,4 +42,4 @@ def repository_name(folder: Path) -> str | None:
     return place.parent.name.rpartition("--")[2] if place.name == "snapshots" else None
 
 
-__all__ = ["HUB_ID", "HubDataset", "repository_name"]
+__all__ = ["HubDataset", "repository_name"]

@@ -8,10 +8,11 @@ from typing import Any
 
 from ...configuration.embodiment import Embodiment
 from ...configuration.embodiment_registry import load_embodiment
+from ...hub_cards.checkpoints import is_hub_id
 from .array_reader import read_arrays
 from .array_recordings import OPENERS
 from .column_mapping import MAPPING_FILE
-from .hub_files import HUB_ID, HubDataset
+from .hub_files import HubDataset
 from .lerobot_layout import INFO_FILE
 from .lerobot_reader import read_lerobot
 from .trajectory import TrajectorySource
@@ -51,7 +52,7 @@ def load_trajectories(
         embodiment = load_embodiment(embodiment)
     folder, hub = Path(path), None
     if not folder.exists():
-        if not HUB_ID.fullmatch(str(path)):
+        if not is_hub_id(str(path)):
             raise FileNotFoundError(f"{folder} does not exist: pass a dataset's folder, file or Hub id (owner/name)")
         hub = HubDataset(str(path))
         folder = hub.fetch(["meta/*", MAPPING_FILE])
