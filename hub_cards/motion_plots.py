@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from .plot_style import INK, MARKERS, MUTED, PERCENT, RULE, SERIES, WIDTH, finish_axes, house_style, new_figure
+from .plot_style import INK, MUTED, PERCENT, RULE, SERIES, WIDTH, finish_axes, house_style, interval_style, new_figure
 
 Interval = tuple[float, float, float]  # value, low, high
 
@@ -51,13 +51,7 @@ def intervals_by_row(
                 [place for place, _ in entries],
                 # a value just outside its bootstrap interval is possible, and no negative length
                 xerr=np.maximum([values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]], 0),
-                color=SERIES[position % len(SERIES)],
-                marker=MARKERS[position % len(MARKERS)],
-                markersize=6.0,
-                linestyle="none",
-                elinewidth=1.6,
-                label=arm,
-                zorder=3,
+                **interval_style(position, arm),
             )
         axes.axvline(0, color=INK, linewidth=1.0, zorder=1)
         axes.set_yticks(range(len(rows)), list(rows))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -37,6 +38,19 @@ def house_style() -> Iterator[None]:
         yield
 
 
+def interval_style(position: int, arm: str) -> dict[str, Any]:
+    """How the dots and intervals of the arm number `position` look, in whatever plot it stands."""
+    return {
+        "color": SERIES[position % len(SERIES)],
+        "marker": MARKERS[position % len(MARKERS)],
+        "markersize": 6.0,
+        "linestyle": "none",
+        "elinewidth": 1.6,
+        "label": arm,
+        "zorder": 3,
+    }
+
+
 def new_figure(height: float) -> tuple[Figure, Axes]:
     """A figure of the page's width and `height` inches, with one pair of axes."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="none")
@@ -67,5 +81,6 @@ __all__ = [
     "WIDTH",
     "finish_axes",
     "house_style",
+    "interval_style",
     "new_figure",
 ]

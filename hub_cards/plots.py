@@ -18,7 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 from .intervals import difference_interval, wilson_interval
 from .plot_style import (
     INK,
-    MARKERS,
     ONE_TWO_FIVE,
     PAGE,
     PERCENT,
@@ -26,6 +25,7 @@ from .plot_style import (
     SERIES,
     finish_axes,
     house_style,
+    interval_style,
     new_figure,
 )
 
@@ -177,13 +177,7 @@ def _intervals(
         y,
         xerr=errors if horizontal else None,
         yerr=None if horizontal else errors,
-        color=SERIES[position % len(SERIES)],
-        marker=MARKERS[position % len(MARKERS)],
-        markersize=6.0,
-        linestyle="none",
-        elinewidth=1.6,
-        label=arm,
-        zorder=3,
+        **interval_style(position, arm),
     )
 
 
