@@ -13,7 +13,19 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from .plot_style import INK, MUTED, PERCENT, RULE, SERIES, WIDTH, finish_axes, house_style, interval_style, new_figure
+from .plot_style import (
+    INK,
+    MARKERS,
+    MUTED,
+    PERCENT,
+    RULE,
+    SERIES,
+    WIDTH,
+    finish_axes,
+    house_style,
+    interval_style,
+    new_figure,
+)
 
 Interval = tuple[float, float, float]  # value, low, high
 
