@@ -4,8 +4,9 @@
     python benchmarks/multi_body.py --dataset data/pusht data/metaworld data/aloha data/unitree_g1
 
 The multi-body prior trains for `--max-steps` steps that draw every body equally often; each single-body prior trains
-for its share of them, so that both sides make the same number of steps in all and see as many windows of each body. A
-third prior of each body alone makes all the steps: what that body could have for itself at a multiple of the compute.
+for its share of them, so that both sides make the same number of steps in all and see as many windows of each body.
+With `--all-steps`, a third prior of each body alone makes all the steps: what that body could have for itself at a
+multiple of the compute.
 Every pair shares its architecture, batch size, held-out episodes and seed. Losses and errors are compared as a ratio,
 multi-body prior over the other; energy distances, which may be zero or less, as a difference. Below 1, or below 0, it
 speaks for the multi-body prior. Every seed is told, because a median of few hides how much they differ.
@@ -62,6 +63,12 @@ def body_of(folder: Path) -> str:
     return name
 
 
+def single_arms(options: argparse.Namespace) -> dict[str, int]:
+    """The arms that train on one body alone, with their steps."""
+    share: int = options.max_steps // len(options.dataset)
+    return {"single": share} | ({"single, all steps": share * len(options.dataset)} if options.all_steps else {})
+
+
 def compare(options: argparse.Namespace, seed: int) -> dict[str, dict[str, dict[str, float]]]:
     """{body: {arm: {measure: value}}} of one seed."""
     datasets: list[str] = options.dataset
@@ -72,7 +79,7 @@ def compare(options: argparse.Namespace, seed: int) -> dict[str, dict[str, dict[
     result: dict[str, dict[str, dict[str, float]]] = {}
     for index, dataset in enumerate(datasets):
         arms = {"multi": multi}
-        for arm, steps in (("single", share), ("single, all steps", share * len(datasets))):
+        for arm, steps in single_arms(options).items():
             place = folder / f"{arm.replace(', ', '-').replace(' ', '-')}-{index}"
             arms[arm] = train([dataset], place, steps, seed, options.recipe)
             body = body_of(place)
@@ -91,6 +98,7 @@ def main() -> None:
     parser.add_argument("--dataset", nargs="+", help="one a body; default: the simulated ones")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/multi_body"))
     parser.add_argument("--max-steps", type=int, default=1500, help="of the multi-body prior")
+    parser.add_argument("--all-steps", action="store_true", help="also priors of one body that make all the steps")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--recipe", default="action_prior_small")
     options = parser.parse_args()
@@ -100,7 +108,7 @@ def main() -> None:
     for body in runs[0]:
         for measure in RATIOS + DIFFERENCES:
             line = f"{body:<24}{measure:<22}"
-            for arm in ("single", "single, all steps"):
+            for arm in single_arms(options):
                 values = compared(runs, body, arm, measure)
                 told, sign = " ".join(f"{value:.2f}" for value in values), "/" if measure in RATIOS else "-"
                 line += f"  multi {sign} {arm}: {statistics.median(values):.2f} ({told})"
