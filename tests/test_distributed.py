@@ -27,7 +27,7 @@ from priorvla.training.action_prior_trainer import ActionPriorTrainer
 from priorvla.training.data.readers import load_trajectories
 from priorvla.training.data.trajectory_dataset import TrajectoryDataset, expert_dims, fit_embodiments
 
-H, STEPS, BATCH = 4, 7, 4  # 20 windows: five steps an epoch, so that the seventh is in the second
+H, STEPS, BATCH = 4, 7, 4  # 18 windows: the fifth step of an epoch is filled up, the seventh is in the second epoch
 EXPERT = {
     "chunk_size": H,
     "hidden_size": 16,
@@ -58,11 +58,11 @@ def _imports_out_of_the_garbage_collector():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, bodies, write_demonstrations) -> list[Path]:
-    """Motion of two bodies: 12 windows of 4 dims, 8 of 7 dims."""
+    """Motion of two bodies: 12 windows of 4 dims, 6 of 7 dims."""
     folder = tmp_path_factory.mktemp("data")
     return [
         write_demonstrations(folder / body.name, body, lengths, seed, images=False)
-        for seed, (body, lengths) in enumerate(zip(bodies, ([7, 5], [8]), strict=True))
+        for seed, (body, lengths) in enumerate(zip(bodies, ([7, 5], [6]), strict=True))
     ]
 
 

@@ -232,6 +232,15 @@ def test_without_weights_an_epoch_is_a_shuffle_that_seed_and_epoch_determine(bod
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1, 2)}) == 6
 
 
+@pytest.mark.parametrize(("windows", "step"), [(30, 8), (32, 8), (3, 8), (30, 1)])
+def test_the_last_step_of_an_epoch_is_filled_up_with_its_first_windows(bodies, windows, step):
+    dataset = TrajectoryDataset([make_source(bodies[0], [windows])], bodies, H)
+    epoch = list(MixtureSampler(dataset, seed=0))
+    filled = list(sampler := MixtureSampler(dataset, 0, step))
+    assert len(filled) == len(sampler) == -(-windows // step) * step
+    assert filled == (epoch * step)[: len(filled)]
+
+
 def test_with_weights_a_source_is_drawn_by_its_weight_and_its_windows_evenly(bodies):
     sources = [make_source(bodies[0], [400] * 5), make_source(bodies[1], [10], seed=1)]
     sampler = MixtureSampler(TrajectoryDataset(sources, bodies, H, weights=[1, 3]), seed=0)

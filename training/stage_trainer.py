@@ -173,8 +173,12 @@ class StageTrainer(TrainsOnStreams):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        args = self.args
+        step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         return MixtureSampler(
-            getattr(dataset, "windows", dataset), self.args.seed if self.args.data_seed is None else self.args.data_seed
+            getattr(dataset, "windows", dataset),
+            args.seed if args.data_seed is None else args.data_seed,
+            1 if args.dataloader_drop_last else step,
         )
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:

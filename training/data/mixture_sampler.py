@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain, cycle, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,28 +31,42 @@ class MixtureSampler(Sampler[int]):
     GB) and lie on disk in pieces worth reading; a uniform shuffle of 50 million windows would touch a page or two of
     the disk for each of them, and keep 400 MB of indices. Our choice.
 
+    The last batch of an epoch is filled up with the epoch's first windows, so that every step is a whole one however
+    many processes and accumulated passes share it; otherwise each of those fills up, or leaves short, a part of its own.
+
     The order is a function of `seed` and the epoch alone, so a resumed run continues exactly.
+
+    Args:
+        dataset: whose windows are drawn.
+        seed: of the order.
+        batch_windows: windows of a step, over all processes and accumulated passes; 1 leaves the last batch short.
     """
 
-    def __init__(self, dataset: TrajectoryDataset, seed: int) -> None:
+    def __init__(self, dataset: TrajectoryDataset, seed: int, batch_windows: int = 1) -> None:
         windows = dataset.windows_by_source()
         self._first = np.array([own.start for own in windows], dtype=np.int64)
         self._counts = np.array([len(own) for own in windows], dtype=np.int64)
         self._quotas = _quotas(self._counts, dataset.source_weights)
-        self.length, self.seed, self.epoch = len(dataset), seed, 0
+        self.windows, self.seed, self.epoch = len(dataset), seed, 0
+        self._lacking = -self.windows % batch_windows
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length
+        return self.windows + self._lacking
 
     def __iter__(self) -> Iterator[int]:
+        order = self._shuffled()
+        first = list(islice(order, self._lacking))
+        return chain(first, order, islice(cycle(first), self._lacking))
+
+    def _shuffled(self) -> Iterator[int]:
         random = np.random.default_rng([self.seed, self.epoch])
         source, start, size = self._blocks(random)
         order = random.permutation(len(size))
         ends = np.cumsum(size[order])
-        pools = np.split(order, np.searchsorted(ends, np.arange(POOL_WINDOWS, self.length, POOL_WINDOWS)))
+        pools = np.split(order, np.searchsorted(ends, np.arange(POOL_WINDOWS, self.windows, POOL_WINDOWS)))
         for pool in pools:
             yield from random.permutation(self._windows(source[pool], start[pool], size[pool])).tolist()
 
