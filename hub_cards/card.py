@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..configuration.embodiment import Embodiment
 from ..configuration.rotations import from_matrix
-from .checkpoints import CardKind, is_hub_id
+from .checkpoints import CardKind, is_hub_id, split_revision
 from .intervals import wilson_interval
 from .prior_metrics import metrics_by_body
 from .privacy import private_findings, scrub
@@ -278,12 +278,13 @@ def _flattened(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _split_sources(sources: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Hub ids, and the last components of everything that is or looks like a local folder."""
+    """Hub ids, without revisions, and the last components of everything that is or looks like a local folder."""
     on_hub: list[str] = []
     local: list[str] = []
     for source in sources:
-        if is_hub_id(str(source)) and not Path(source).exists():
-            on_hub.append(str(source))
+        name, _ = split_revision(str(source))
+        if is_hub_id(name) and not Path(source).exists():
+            on_hub.append(name)
         else:
             local.append(scrub(Path(source).name or "local data"))
     return on_hub, local

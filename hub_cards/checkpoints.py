@@ -25,6 +25,15 @@ def is_hub_id(text: str) -> bool:
     return True
 
 
+def split_revision(dataset: str) -> tuple[str, str | None]:
+    """`owner/name@revision` -> (`owner/name`, `revision`); anything else as it is, without one.
+
+    A revision is a branch, a tag or a commit; names on the Hub have no `@`.
+    """
+    name, separator, revision = dataset.partition("@")
+    return (name, revision) if separator and revision and is_hub_id(name) else (dataset, None)
+
+
 def require_checkpoint(source: str | Path, what: str) -> None:
     """Raises FileNotFoundError naming `what` when `source` is neither a checkpoint folder nor like a Hub id."""
     folder = Path(source)
@@ -34,4 +43,4 @@ def require_checkpoint(source: str | Path, what: str) -> None:
         raise FileNotFoundError(f"{what} {source} does not exist: give a checkpoint's folder or a Hub id (owner/name)")
 
 
-__all__ = ["KIND_OF_MODEL_TYPE", "CardKind", "is_hub_id", "require_checkpoint"]
+__all__ = ["KIND_OF_MODEL_TYPE", "CardKind", "is_hub_id", "require_checkpoint", "split_revision"]

@@ -25,6 +25,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 class LoopbackHub:
     """The repositories in `root/models/<owner>/<name>` and `root/datasets/<owner>/<name>`, each with one branch, main.
 
+    The newest commit is the only one that a repository has.
+
     Use it in a `with` block; `requests` grows by a line ("GET /api/datasets/somebody/toy") a request.
     """
 

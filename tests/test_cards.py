@@ -167,7 +167,7 @@ def test_hub_sources_are_linked_and_local_ones_are_named_without_their_path(vla_
         config=vla_config,
         embodiments=embodiments,
         license="mit",
-        datasets=["owner/robot-data", str(local)],
+        datasets=["owner/robot-data@v2", str(local)],
         base_model="owner/prior",
     )
     assert card.data.datasets == ["owner/robot-data"]

@@ -118,6 +118,16 @@ def test_frames_bring_the_videos_of_the_chosen_episodes(tmp_path, loopback_hub, 
     assert (Path(loaded["root"]) / VIDEO_PATH.format(episode_chunk=0, video_key=KEY, episode_index=1)).is_file()
 
 
+def test_a_dataset_is_read_at_the_revision_that_is_asked_for(tmp_path, loopback_hub, bodies):
+    write_v30(loopback_hub.repository("datasets", "somebody/toy"), bodies[0])
+    (newest,) = load(loopback_hub, tmp_path / "cache", ("somebody/toy", {}))
+    commit = Path(newest["root"]).name
+    calls = [(f"somebody/toy@{revision}", {}) for revision in (commit, "main", "another-branch")]
+    *same, refused = load(loopback_hub, tmp_path / "cache", *calls)
+    assert same == [newest, newest]
+    assert refused["error"].startswith("FileNotFoundError: somebody/toy@another-branch is neither a folder here nor")
+
+
 def test_array_files_come_with_their_mapping(tmp_path, loopback_hub):
     folder = loopback_hub.repository("datasets", "somebody/arrays")
     folder.mkdir(parents=True)

@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 
 from priorvla.configuration.embodiment import Embodiment
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
+from priorvla.training import motion_sources
 from priorvla.training.data.lerobot_writer import LeRobotDatasetWriter
 from priorvla.training.data.trajectory_store import TrajectoryStore
+from priorvla.training.motion_sources import StreamedMotion
 from priorvla.training.pretrain import pretrain_action_prior
 from priorvla.training.run_options import PriorOptions
 
@@ -201,7 +203,9 @@ def iter_sources(datasets: list[str]):
     return (load_trajectories(dataset) for dataset in datasets)
 
 
-def test_a_prior_is_trained_on_streamed_files_and_measured_on_files_held_out(bodies, write_demonstrations, tmp_path):
+@pytest.fixture
+def parts(bodies, write_demonstrations, tmp_path) -> str:
+    """A dataset of one body in three files."""
     for seed in range(3):
         folder = write_demonstrations(tmp_path / f"part-{seed}", bodies[0], [9, 6, 8], seed, images=False)
         file = next((folder / "data").rglob("*.parquet"))
@@ -209,8 +213,23 @@ def test_a_prior_is_trained_on_streamed_files_and_measured_on_files_held_out(bod
         file.rename(tmp_path / "motion" / "data" / f"{seed}.parquet")
         if seed == 0:
             (folder / "meta").rename(tmp_path / "motion" / "meta")
-    run = options([str(tmp_path / "motion")], tmp_path / "run", stream=True)
+    return str(tmp_path / "motion")
+
+
+def test_a_prior_is_trained_on_streamed_files_and_measured_on_files_held_out(parts, tmp_path):
+    run = options([parts], tmp_path / "run", stream=True)
     trainer = pretrain_action_prior(run)
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["held_out_windows"] == 9 + 6 + 8
     assert sum(len(source.files) for source in trainer.train_dataset.sources) == 2
     assert (tmp_path / "run" / "report.html").is_file() and not (tmp_path / "run" / "steps").exists()
+
+
+def test_a_stream_that_is_resumed_keeps_the_statistics_that_it_began_with(parts, tmp_path, monkeypatch):
+    """They are what its weights were trained with, and another pass over a thousand files is saved."""
+    monkeypatch.setattr(StreamedMotion, "close", lambda self: None)  # as if the run had been stopped
+    run, training = tmp_path / "run", {"save_steps": 2}
+    first = pretrain_action_prior(options([parts], run, stream=True, training=training))
+    monkeypatch.setattr(motion_sources, "fit_streaming", lambda *_, **__: pytest.fail("fitted again"))
+    resumed = pretrain_action_prior(options([parts], run, stream=True, training=training, max_steps=5, resume=True))
+    assert resumed.state.global_step == 5
+    assert resumed.processor.embodiments == first.processor.embodiments

@@ -169,6 +169,10 @@ def test_a_position_in_another_order_is_refused(source, change, message):
         StreamingLoader(stream(source, **change)).load_state_dict(state)
     with pytest.raises(ValueError, match=r"had workers=1 .* has workers=2"):
         StreamingLoader(stream(source), 2).load_state_dict(state)
+    other = replace(source, root="some/toy@0")
+    message = r"had datasets=\['demos'\] .* has datasets=\['some/toy@0'\] .*owner/name@revision"
+    with pytest.raises(ValueError, match=message):
+        StreamingLoader(stream(other)).load_state_dict(state)
     other = replace(source, files=[*source.files[:-1], "hf://datasets/a/b@0/data/x.parquet"])
     with pytest.raises(ValueError, match="had files="):
         StreamingLoader(stream(other)).load_state_dict(state)
@@ -235,7 +239,9 @@ from priorvla.configuration.embodiment import load_embodiments
 from priorvla.training.data.parquet_streams import StreamedSource
 from priorvla.training.data.streaming import StreamingLoader, StreamingTrajectoryDataset
 bodies = load_embodiments(sys.argv[1])
-stream = StreamingTrajectoryDataset([StreamedSource.from_lerobot("some/toy", bodies[0])], bodies, 4, 8, epochs=1)
+source = StreamedSource.from_lerobot("some/toy", bodies[0])
+assert source == StreamedSource.from_lerobot(source.root, bodies[0]), "its root names the commit"
+stream = StreamingTrajectoryDataset([source], bodies, 4, 8, epochs=1)
 for workers in (0, 2):
     print(sum(len(batch["actions"]) for batch in StreamingLoader(stream, workers)))
 """

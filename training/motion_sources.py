@@ -13,8 +13,9 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..configuration.compatibility import first_difference
-from ..configuration.embodiment import Embodiment
+from ..configuration.embodiment import EMBODIMENTS_FILE, Embodiment, load_embodiments, save_embodiments
 from ..configuration.embodiment_registry import load_embodiment
+from ..hub_cards.checkpoints import split_revision
 from .action_prior_arguments import ActionPriorTrainingArguments
 from .data.hub_files import HubDataset, repository_name
 from .data.lerobot_reader import described_embodiment
@@ -102,7 +103,10 @@ class StoredMotion:
 
 
 class StreamedMotion:
-    """LeRobot datasets whose parquet files are read as they are needed, a share of the files held out."""
+    """LeRobot datasets whose parquet files are read as they are needed, a share of the files held out.
+
+    Of several processes one fits the bodies, and a run that is resumed keeps those that it began with.
+    """
 
     def __init__(self, options: PriorOptions, arguments: ActionPriorTrainingArguments) -> None:
         bodies = [_described_by_dataset(dataset) for dataset in options.datasets]
@@ -119,13 +123,22 @@ class StreamedMotion:
                 if files := [file for file, out in zip(source.files, held.tolist(), strict=True) if out is wanted]:
                     part.append(replace(source, files=files))
         self.names = [split_weight(dataset)[0] for dataset in options.datasets]
-        self._batch_size, self._seed = arguments.train_batch_size, options.seed
+        self._arguments, self._seed, self._resumed = arguments, options.seed, options.resume
+        self._folder = options.output_dir / STEPS_FOLDER
 
     def fit(self, chunk_size: int) -> list[Embodiment]:
-        return fit_streaming(self._sources, chunk_size, seed=self._seed)
+        file = self._folder / EMBODIMENTS_FILE
+        with self._arguments.main_process_first(local=False, desc="fitting statistics"):
+            if self._arguments.process_index == 0 and not (self._resumed and file.is_file()):
+                bodies = fit_streaming(self._sources, chunk_size, seed=self._seed)
+                self._folder.mkdir(parents=True, exist_ok=True)
+                save_embodiments(bodies, self._folder)
+        return load_embodiments(file)
 
     def windows(self, embodiments: list[Embodiment], chunk_size: int) -> StreamingTrajectoryDataset:
-        return StreamingTrajectoryDataset(self._sources, embodiments, chunk_size, self._batch_size, seed=self._seed)
+        return StreamingTrajectoryDataset(
+            self._sources, embodiments, chunk_size, self._arguments.train_batch_size, seed=self._seed
+        )
 
     def measured(
         self, embodiments: list[Embodiment], chunk_size: int
@@ -134,7 +147,7 @@ class StreamedMotion:
         return held, self._some(self._sources, embodiments, chunk_size)
 
     def close(self) -> None:
-        pass
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _some(self, sources: list[StreamedSource], embodiments: list[Embodiment], chunk_size: int) -> TrajectoryDataset:
         random = np.random.default_rng(self._seed)
@@ -195,7 +208,7 @@ def _require_met(options: PriorOptions, met: set[str]) -> None:
 def _require_same_datasets(store: TrajectoryStore, options: PriorOptions) -> None:
     """By name, as folders may have moved since: weights and held-out episodes go by their order."""
     then = [repository_name(source.root) or source.root.resolve().name for source in store.sources]
-    now = [Path(split_weight(dataset)[0]).resolve().name for dataset in options.datasets]
+    now = [Path(split_revision(split_weight(dataset)[0])[0]).resolve().name for dataset in options.datasets]
     if then != now:
         raise ValueError(
             f"--resume: the run in {options.output_dir} was started with {len(then)} datasets, now there are "

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration.embodiment_registry import load_embodiment
-from ..hub_cards.checkpoints import is_hub_id, require_checkpoint
+from ..hub_cards.checkpoints import is_hub_id, require_checkpoint, split_revision
 
 DEVICES = ("auto", "cpu", "cuda")
 FEATURES_FOLDER = "features"  # of a run that was stopped before its first checkpoint; a new start goes on with it
-STEPS_FOLDER = "steps"  # the datasets' steps, memory-mapped while a run lasts
+STEPS_FOLDER = "steps"  # what a run prepares of its datasets and removes at its end: steps, statistics of a stream
 LAST_FILE = "trainer_state.json"  # the Trainer writes it last: where it is, the checkpoint is complete
 
 
@@ -21,7 +21,7 @@ class RunOptions:
     """What every training command takes.
 
     Args:
-        datasets: folders or Hub ids, each with an optional weight: `path:weight`.
+        datasets: folders or Hub ids (`owner/name`, `owner/name@revision`), each with an optional weight: `path:weight`.
         output_dir: the run's folder; must be new or empty unless `resume`.
         max_steps: optimizer steps.
         seed: of weights, order, noise and held-out episodes.
@@ -54,9 +54,10 @@ class RunOptions:
             raise ValueError("--dataset is missing: give at least one folder or Hub id")
         for dataset in self.datasets:
             folder, _ = split_weight(dataset)
-            if not Path(folder).exists() and not is_hub_id(folder):
+            if not Path(folder).exists() and not is_hub_id(split_revision(folder)[0]):
                 raise FileNotFoundError(
-                    f"--dataset {folder} does not exist: give a dataset's folder or its Hub id (owner/name)"
+                    f"--dataset {folder} does not exist: give a dataset's folder or its Hub id (owner/name, or "
+                    "owner/name@revision)"
                 )
         self._check_output_dir()
         require_device(self.device, DEVICES)

@@ -39,6 +39,10 @@ class StageTrainingArguments(TrainingArguments):
         default=True,
         metadata={"help": "Leave this on: a body that is in no window of a step has no gradient, on any process."},
     )
+    ddp_timeout: int = field(
+        default=24 * 3600,
+        metadata={"help": "Seconds that processes wait for one that reads, fits or measures; one that dies ends all."},
+    )
     logging_steps: float = field(default=25, metadata={"help": "Steps between two lines of the log."})
     save_steps: float = field(default=1000, metadata={"help": "Steps between two checkpoints."})
     save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints that are kept."})

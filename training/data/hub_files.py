@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...hub_cards.checkpoints import split_revision
+
 
 class HubDataset:
-    """A dataset repository `owner/name`, of which files are fetched into the Hub's cache part by part.
+    """A dataset repository `owner/name` or `owner/name@revision`, fetched into the Hub's cache part by part.
 
-    The first part settles the commit, the others are of the same one. Offline (`HF_HUB_OFFLINE=1`), or when the Hub is
-    out of reach, what lies in the cache is taken; offline the Hub is never called.
+    The first part settles the commit that a revision stands for, the others are of the same one. Offline
+    (`HF_HUB_OFFLINE=1`), or when the Hub is out of reach, what lies in the cache is taken; offline the Hub is never
+    called.
     """
 
     def __init__(self, name: str) -> None:
-        self.name = name
-        self._commit: str | None = None
+        self.name, self._revision = split_revision(name)
 
     def fetch(self, patterns: Sequence[str]) -> Path:
         """The folder that holds all files that match one of `patterns` (and others fetched before).
@@ -26,13 +28,16 @@ class HubDataset:
 
         try:
             folder = Path(
-                snapshot_download(self.name, repo_type="dataset", revision=self._commit, allow_patterns=list(patterns))
+                snapshot_download(
+                    self.name, repo_type="dataset", revision=self._revision, allow_patterns=list(patterns)
+                )
             )
         except Exception as error:
             raise FileNotFoundError(
-                f"{self.name} is neither a folder here nor could it be fetched as a dataset from the Hub: {error}"
+                f"{self.name}{f'@{self._revision}' if self._revision else ''} is neither a folder here nor could it be "
+                f"fetched as a dataset from the Hub: {error}"
             ) from error
-        self._commit = folder.name
+        self._revision = folder.name
         return folder
 
 

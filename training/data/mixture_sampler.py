@@ -32,7 +32,7 @@ class MixtureSampler(Sampler[int]):
     the disk for each of them, and keep 400 MB of indices. Our choice.
 
     The last batch of an epoch is filled up with the epoch's first windows, so that every step is a whole one however
-    many processes and accumulated passes share it; otherwise each of those fills up, or leaves short, a part of its own.
+    many processes and accumulated passes share it; otherwise each would fill up, or leave short, a part of its own.
 
     The order is a function of `seed` and the epoch alone, so a resumed run continues exactly.
 

@@ -17,6 +17,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from numpy.typing import NDArray
 
 from ...configuration.embodiment import Embodiment
+from ...hub_cards.checkpoints import split_revision
 from .lerobot_layout import ACTION, STATE
 from .lerobot_parquet import episode_rows, integer_column, matrix_column
 from .trajectory import Trajectory, TrajectorySource
@@ -31,7 +32,7 @@ class StreamedSource:
     """A dataset as parquet files, each of which holds whole episodes, one after the other.
 
     Args:
-        root: what errors call it.
+        root: its folder, or on the Hub `owner/name@commit`.
         files: local paths or `hf://` addresses, in a fixed order.
         embodiment: the body that made it.
         state, action, episode: names of the columns; a body without state dims has no state column.
@@ -45,26 +46,28 @@ class StreamedSource:
     episode: str = EPISODE
 
     @classmethod
-    def from_lerobot(cls, path: str | Path, embodiment: Embodiment, revision: str | None = None) -> StreamedSource:
+    def from_lerobot(cls, path: str | Path, embodiment: Embodiment) -> StreamedSource:
         """The data files of a LeRobot dataset: a folder, or a Hub id, of which nothing is fetched but their names.
 
-        Their addresses name the commit that `revision` stands for now (default: the newest), so that a dataset that
-        changes during a run does not change the run; a resume much later wants that commit as `revision`.
+        Their addresses name a commit: what `owner/name` (its newest) or `owner/name@revision` stands for now, so that a
+        dataset that changes during a run does not change the run.
 
         Raises FileNotFoundError when there is none.
         """
         if Path(path).is_dir():
-            files = [str(file) for file in sorted((Path(path) / "data").rglob("*.parquet"))]
+            root, files = str(path), [str(file) for file in sorted((Path(path) / "data").rglob("*.parquet"))]
         else:
+            name, revision = split_revision(str(path))
             try:
-                found = HfApi().dataset_info(str(path), revision=revision)
+                found = HfApi().dataset_info(name, revision=revision)
             except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
                 raise FileNotFoundError(f"{path} is neither a folder here nor a dataset on the Hub: {error}") from error
             listed = sorted(file.rfilename for file in found.siblings or ())
-            files = [f"hf://datasets/{path}@{found.sha}/{file}" for file in listed if DATA_FILE.fullmatch(file)]
+            root = f"{name}@{found.sha}"
+            files = [f"hf://datasets/{root}/{file}" for file in listed if DATA_FILE.fullmatch(file)]
         if not files:
             raise FileNotFoundError(f"{path} has no data/**/*.parquet: give a LeRobot dataset's folder or Hub id")
-        return cls(str(path), files, embodiment)
+        return cls(root, files, embodiment)
 
     def episodes(self, number: int) -> Iterator[Trajectory]:
         """The episodes of the file at position `number`.

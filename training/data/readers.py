@@ -8,7 +8,7 @@ from typing import Any
 
 from ...configuration.embodiment import Embodiment
 from ...configuration.embodiment_registry import load_embodiment
-from ...hub_cards.checkpoints import is_hub_id
+from ...hub_cards.checkpoints import is_hub_id, split_revision
 from .array_reader import read_arrays
 from .array_recordings import OPENERS
 from .column_mapping import MAPPING_FILE
@@ -29,9 +29,10 @@ def load_trajectories(
     """Reads a dataset: LeRobot v2.0, v2.1 or v3.0; HDF5 (robomimic, ALOHA or mapped), NPZ or parquet files.
 
     Args:
-        path: a dataset's folder, a single file (HDF5, NPZ, parquet), or the Hub id of a dataset (`owner/name`). From
-            the Hub come only metadata and parquet files, and those of the chosen episodes; their videos with `frames`.
-            Of HDF5 and NPZ datasets all files come. Offline, and for what lies here, the Hub is never called.
+        path: a dataset's folder, a single file (HDF5, NPZ, parquet), or the Hub id of a dataset: `owner/name`, or
+            `owner/name@revision` for a branch, tag or commit. From the Hub come only metadata and parquet files, and
+            those of the chosen episodes; their videos with `frames`. Of HDF5 and NPZ datasets all files come. Offline,
+            and for what lies here, the Hub is never called.
         embodiment: the body that made the data, or its name in the registry. Default: what the dataset (our writer
             leaves `meta/embodiment.json`) or the mapping says, otherwise inferred: name, dimension names, control rate,
             cameras; no statistics.
@@ -52,8 +53,10 @@ def load_trajectories(
         embodiment = load_embodiment(embodiment)
     folder, hub = Path(path), None
     if not folder.exists():
-        if not is_hub_id(str(path)):
-            raise FileNotFoundError(f"{folder} does not exist: pass a dataset's folder, file or Hub id (owner/name)")
+        if not is_hub_id(split_revision(str(path))[0]):
+            raise FileNotFoundError(
+                f"{folder} does not exist: pass a dataset's folder, file or Hub id (owner/name or owner/name@revision)"
+            )
         hub = HubDataset(str(path))
         folder = hub.fetch(["meta/*", MAPPING_FILE])
     if (folder / INFO_FILE).is_file():

@@ -90,12 +90,15 @@ class StreamingTrajectoryDataset(IterableDataset):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a position is only valid with. Files count by what they are called, and on the Hub by their commit."""
+        """What a position is only valid with. Folders and files count by their names, and on the Hub by the commit."""
         names = ("chunk_size", "batch_size", "seed", "pool_windows", "open_files", "rank", "world_size")
         files = [file for source in self.sources for file in source.files]
         files = [file if file.startswith("hf://") else Path(file).name for file in files]
         return {
             **{name: getattr(self, name) for name in names},
+            "datasets": [
+                Path(source.root).name if Path(source.root).exists() else source.root for source in self.sources
+            ],
             "files": hashlib.sha256("\n".join(files).encode()).hexdigest()[:12],
         }
 
@@ -208,7 +211,8 @@ class StreamingLoader:
             if (theirs := state["settings"].get(name)) != value:
                 raise ValueError(
                     f"the stream had {name}={theirs} when its position was saved and has {name}={value} now, so that "
-                    "its rows come in another order: resume with the same settings, or start again"
+                    "its rows come in another order: resume with the same settings (datasets on the Hub as "
+                    "owner/name@revision), or start again"
                 )
         self._positions, self._next_worker = list(state["positions"]), state["next_worker"]
 

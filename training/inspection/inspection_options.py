@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...hub_cards.checkpoints import is_hub_id
+from ...hub_cards.checkpoints import is_hub_id, split_revision
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class InspectionOptions:
         """Raises ValueError naming the option, FileNotFoundError when there can be no such dataset or mapping."""
         if self.chunk_size < 1:
             raise ValueError(f"--chunk-size {self.chunk_size} must be at least 1")
-        if not Path(self.dataset).exists() and not is_hub_id(self.dataset):
+        if not Path(self.dataset).exists() and not is_hub_id(split_revision(self.dataset)[0]):
             raise FileNotFoundError(
                 f"{self.dataset} does not exist: give a dataset's folder or file, or its Hub id (owner/name)"
             )
