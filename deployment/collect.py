@@ -51,7 +51,7 @@ def collect(
     seed: int = 0,
     images: bool = True,
     noise: float = 0.15,
-    steps_after_success: int = 8,
+    steps_after_success: int | None = None,
     max_episode_steps: int | None = None,
     num_workers: int = 2,
     overwrite: bool = False,
@@ -75,7 +75,7 @@ def collect(
         images: without them no renderer is made, and the dataset has motion only.
         noise: standard deviation of the Gaussian noise added to every executed action of every second demonstration, in
             units of the environment's `noise_scale`; labels stay the expert's clean actions. 0 switches it off.
-        steps_after_success: steps recorded after the task is first solved.
+        steps_after_success: steps recorded after the task is first solved. Default: the environment's own.
         max_episode_steps: an episode that is not solved by then is a failure; best what `evaluate` allows. Default:
             the environment's own.
         num_workers: processes, one thread each. With more than one, a script needs the usual
@@ -143,7 +143,7 @@ def _validate(
     environment: str,
     seed: int,
     noise: float,
-    steps_after_success: int,
+    steps_after_success: int | None,
     max_episode_steps: int | None,
     num_workers: int,
 ) -> None:
@@ -153,7 +153,7 @@ def _validate(
         ("episodes_per_task", episodes_per_task, 1),
         ("seed", seed, 0),
         ("noise", noise, 0),
-        ("steps_after_success", steps_after_success, 0),
+        ("steps_after_success", 0 if steps_after_success is None else steps_after_success, 0),
         ("max_episode_steps", 1 if max_episode_steps is None else max_episode_steps, 1),
         ("num_workers", num_workers, 1),
     ):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .environments.registry import RobotEnvironment
+from .environments.registry import OutOfReachError, RobotEnvironment
 from .worker_processes import LastEnvironment, worker_pool
 
 LARGEST_BLOCK = 8  # demonstrations handed over together: their pictures are 30 MB (Meta-World) to 180 MB (LIBERO)
@@ -29,7 +29,7 @@ class DemonstrationSettings:
     seed: int
     images: bool
     noise: float
-    steps_after_success: int
+    steps_after_success: int | None
     attempts: int
 
 
@@ -90,16 +90,20 @@ def record_demonstration(
 ) -> Demonstration | None:
     """The demonstration number `index` of `task`, on the first start that the expert solves; None if it solves none.
 
-    An environment that does not require success (`success_required`) keeps its first start, solved or not. Starts and
-    noise depend on the seed, the task's name, the index and the attempt, and on nothing else: neither other tasks nor
-    other demonstrations nor `images` change them. Odd indices are noisy.
+    An environment that does not require success (`success_required`) keeps its first start, solved or not. A start that
+    brings the expert where its robot cannot reach is not solved either, and never kept. Starts and noise depend on the
+    seed, the task's name, the index and the attempt, and on nothing else: neither other tasks nor other demonstrations
+    nor `images` change them. Odd indices are noisy.
     """
     noise = settings.noise if index % 2 else 0.0
     for attempt in range(settings.attempts):
         source = np.random.SeedSequence([settings.seed, zlib.crc32(task.encode()), index, attempt])
         start_seed = int(source.generate_state(1)[0])
-        episode = _record_episode(environment, start_seed, np.random.default_rng(source), noise, settings)
-        states, actions, images, solved = episode
+        generator = np.random.default_rng(source)
+        try:
+            states, actions, images, solved = _record_episode(environment, start_seed, generator, noise, settings)
+        except OutOfReachError:
+            continue
         if solved or not environment.success_required:
             return Demonstration(states, actions, images, environment.instruction, start_seed, noise, attempt, solved)
     return None
@@ -130,7 +134,8 @@ def _record_episode(
         if steps_left is not None:
             steps_left -= 1
         elif info["success"]:
-            steps_left = settings.steps_after_success
+            given = settings.steps_after_success
+            steps_left = environment.steps_after_success if given is None else given
     pictures = {camera: np.stack(frames) for camera, frames in images.items()}
     return np.stack(states), np.stack(actions), pictures, steps_left is not None
 

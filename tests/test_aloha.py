@@ -12,8 +12,10 @@ import pytest
 
 if find_spec("gym_aloha") is None:
     pytest.skip("needs the extra 'aloha'", allow_module_level=True)
+from priorvla.deployment.demonstrations import DemonstrationSettings, record_demonstration
 from priorvla.deployment.environments import aloha_env
 from priorvla.deployment.environments.aloha_env import AlohaEnv
+from priorvla.deployment.environments.registry import OutOfReachError
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +203,19 @@ def test_without_gym_aloha_the_error_names_the_extra() -> None:
     script = "import sys; sys.modules['gym_aloha'] = None\nfrom priorvla.deployment.environments import aloha_env\n"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert "pip install 'priorvla[aloha]'" in result.stderr.splitlines()[-1]
+
+
+def test_a_start_that_an_arm_cannot_reach_counts_as_a_failure_and_the_next_one_is_tried(monkeypatch) -> None:
+    places, sample = iter([np.array([0.0, 2.0, 0.05, 1, 0, 0, 0])]), aloha_env.sample_box_pose
+    monkeypatch.setattr(
+        aloha_env, "sample_box_pose", lambda seed: found if (found := next(places, None)) is not None else sample(seed)
+    )
+    environment = AlohaEnv("transfer_cube", render=False)
+    settings = DemonstrationSettings(seed=0, images=False, noise=0.0, steps_after_success=2, attempts=3)
+    demonstration = record_demonstration(environment, "transfer_cube", 0, settings)
+    assert demonstration is not None and demonstration.solved and demonstration.failures == 1
+    environment.reset(seed=0)
+    environment._expert._objects = np.array([[0.0, 2.0, 0.05]])
+    with pytest.raises(OutOfReachError, match=r"cannot be brought to \[.*\]"):
+        environment.expert_action()
+    environment.close()

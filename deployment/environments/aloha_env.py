@@ -68,6 +68,7 @@ class AlohaEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 50}
     render_mode = "rgb_array"
     success_required = True
+    steps_after_success = 8
     noise_scale = np.where(np.isin(np.arange(14), GRIPPERS), 0.2, 0.03).astype(np.float32)  # openings, rad
 
     def __init__(

@@ -94,7 +94,7 @@ class AlohaExpert:
     def action(self, step: int) -> Vector:
         """Targets (14,) of joints and grippers at control step `step`; after the plan's end, its last ones.
 
-        Raises RuntimeError where an arm cannot reach what lies too far away.
+        Raises OutOfReachError where an arm cannot reach what lies too far away.
         """
         if self._times is None:
             self._times = self._plan()

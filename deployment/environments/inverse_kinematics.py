@@ -10,6 +10,8 @@ import numpy as np
 from dm_control.utils.inverse_kinematics import qpos_from_site_pose
 from numpy.typing import ArrayLike, NDArray
 
+from .registry import OutOfReachError
+
 TOLERANCE = 1e-4  # metres and radians together
 MOST_STEPS = 300
 
@@ -32,7 +34,7 @@ class ArmKinematics:
     def solve(self, position: ArrayLike, rotation: ArrayLike, start: ArrayLike) -> NDArray[np.float64]:
         """The joint angles (rad) near `start` at which the site is at `position` (3,), turned by `rotation` (3, 3).
 
-        Raises RuntimeError where the arm cannot reach it within its limits.
+        Raises OutOfReachError where the arm cannot reach it within its limits.
         """
         target, quaternion = np.asarray(position, dtype=np.float64), np.empty(4)
         mujoco.mju_mat2Quat(quaternion, np.asarray(rotation, dtype=np.float64).reshape(-1))
@@ -50,7 +52,7 @@ class ArmKinematics:
         angles = np.array(self._physics.named.data.qpos[self._joints])
         inside = (angles > self._limits[:, 0]).all() and (angles < self._limits[:, 1]).all()
         if not (result.success and inside):
-            raise RuntimeError(
+            raise OutOfReachError(
                 f"{self._site} cannot be brought to {target.round(3).tolist()}, turned by the quaternion "
                 f"{quaternion.round(3).tolist()}: off by {result.err_norm:.4f} with joints {angles.round(2).tolist()}"
             )

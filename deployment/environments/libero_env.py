@@ -64,6 +64,7 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_RATE)}
     render_mode = "rgb_array"
     success_required = True
+    steps_after_success = 15
 
     def __init__(
         self,

@@ -119,6 +119,7 @@ class MetaWorldEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_RATE)}
     render_mode = "rgb_array"
     success_required = True
+    steps_after_success = 8
     noise_scale = 1.0
 
     def __init__(

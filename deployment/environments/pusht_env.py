@@ -62,6 +62,7 @@ class PushTEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
     render_mode = "rgb_array"
     success_required = False
+    steps_after_success = 8
     noise_scale = np.full(2, 100.0, np.float32)  # pixels
 
     def __init__(

@@ -26,18 +26,24 @@ _ENVIRONMENTS = {
 SCRIPTED_SUITES = {"libero": ("libero_object", "libero_spatial")}
 
 
+class OutOfReachError(RuntimeError):
+    """A robot cannot take the pose that its scripted expert wants: the expert does not solve this start."""
+
+
 class RobotEnvironment(Protocol):
     """What collecting and evaluating need of a simulated robot; every one of ours is a `gymnasium.Env` that has it.
 
     Observations are `{"state": (S,) float32, "images": Mapping camera -> (h, w, 3) uint8}`, infos have `success`.
     `noise_scale`, a number or one an action dim, is what one unit of noise means in the action's units. Where
-    `success_required` is false, episodes that do not succeed are worth recording too.
+    `success_required` is false, episodes that do not succeed are worth recording too. `steps_after_success` is how long
+    a demonstration goes on once its task is solved. `expert_action` may raise `OutOfReachError`.
     """
 
     embodiment: Embodiment
     instruction: str
     max_episode_steps: int
     success_required: bool
+    steps_after_success: int
 
     @property
     def noise_scale(self) -> float | NDArray[np.float32]: ...
@@ -132,6 +138,7 @@ def _lookup(name: str) -> tuple[str, str, str]:
 
 __all__ = [
     "SCRIPTED_SUITES",
+    "OutOfReachError",
     "RobotEnvironment",
     "expand_tasks",
     "list_instructions",
