@@ -38,6 +38,11 @@ if TYPE_CHECKING:
     from .training.data.lerobot_writer import LeRobotDatasetWriter as LeRobotDatasetWriter
     from .training.data.readers import load_trajectories as load_trajectories
     from .training.data.trajectory_dataset import TrajectoryDataset as TrajectoryDataset
+    from .training.language_sensitivity import language_sensitivity as language_sensitivity
+    from .training.vision_action_prior_trainer import VisionActionPriorTrainer as VisionActionPriorTrainer
+    from .training.vision_action_prior_trainer import (
+        VisionActionPriorTrainingArguments as VisionActionPriorTrainingArguments,
+    )
     from .training.vla_arguments import VLATrainingArguments as VLATrainingArguments
     from .training.vla_trainer import VLATrainer as VLATrainer
 
@@ -59,6 +64,9 @@ _HOMES = {
     "TrajectoryDataset": "training.data.trajectory_dataset",
     "TransferReport": "modeling_priorvla.transfer",
     "VLATrainer": "training.vla_trainer",
+    "VisionActionPriorTrainer": "training.vision_action_prior_trainer",
+    "VisionActionPriorTrainingArguments": "training.vision_action_prior_trainer",
+    "language_sensitivity": "training.language_sensitivity",
     "VLATrainingArguments": "training.vla_arguments",
     "evaluate_policy": "deployment.evaluation",
     "expert_dims": "training.data.embodiment_fitting",

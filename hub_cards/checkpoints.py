@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-CardKind = Literal["action-prior", "vla"]
+CardKind = Literal["action-prior", "vision-action-prior", "vla"]
 
-# A config's `model_type` -> what its checkpoint is.
-KIND_OF_MODEL_TYPE: dict[str, CardKind] = {"priorvla_action_prior": "action-prior", "priorvla": "vla"}
+MODEL_TYPES = ("priorvla_action_prior", "priorvla")
+# Goes when training/stage_trainer.py asks kind_of.
+
+
+def kind_of(config: Any) -> CardKind:
+    """What a checkpoint is, from its config or from the mapping that its config.json holds.
+
+    A `PriorVLAModel` that reads no language is a vision-action prior. Raises ValueError on a model type that is none of
+    `MODEL_TYPES`.
+    """
+    fields = config_fields(config)
+    model_type = fields.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f"model_type {model_type!r} is not one of {', '.join(MODEL_TYPES)}")
+    if model_type == "priorvla_action_prior":
+        return "action-prior"
+    return "vla" if fields.get("language", True) else "vision-action-prior"
+
+
+def config_fields(config: Any) -> Mapping[str, Any]:
+    """A transformers config as the mapping that its config.json holds, which is returned as it is."""
+    return config if isinstance(config, Mapping) else config.to_dict()
 
 
 def is_hub_id(text: str) -> bool:
@@ -43,4 +64,4 @@ def require_checkpoint(source: str | Path, what: str) -> None:
         raise FileNotFoundError(f"{what} {source} does not exist: give a checkpoint's folder or a Hub id (owner/name)")
 
 
-__all__ = ["KIND_OF_MODEL_TYPE", "CardKind", "is_hub_id", "require_checkpoint", "split_revision"]
+__all__ = ["MODEL_TYPES", "CardKind", "config_fields", "is_hub_id", "kind_of", "require_checkpoint", "split_revision"]

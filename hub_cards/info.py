@@ -11,10 +11,22 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
 
 from ..configuration.embodiment import load_embodiments
-from .checkpoints import KIND_OF_MODEL_TYPE
+from .checkpoints import kind_of
+from .listening import listening
+from .policy_facts import layer_groups
 from .prior_metrics import metrics_by_body
 
-DESCRIPTIONS = {"action-prior": "action prior (rung 1: motion)", "vla": "vision-language-action policy (rung 3)"}
+DESCRIPTIONS = {
+    "action-prior": "action prior (rung 1: motion)",
+    "vision-action-prior": "vision-action prior (rung 2: sight)",
+    "vla": "vision-language-action policy (rung 3)",
+}
+# A config's `backbone_training` -> where the backbone's weights are.
+BACKBONE_TRAINING = {
+    "frozen": "frozen, attached when loading",
+    "lora": "attached when loading, its trained adapters (LoRA) are here",
+    "full": "trained as a whole and here",
+}
 
 
 def describe_checkpoint(source: str | Path) -> str:
@@ -27,11 +39,14 @@ def describe_checkpoint(source: str | Path) -> str:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: {source} is no checkpoint folder")
     config = json.loads(file.read_text(encoding="utf-8"))
-    kind = KIND_OF_MODEL_TYPE.get(config.get("model_type"))
-    if kind is None:
-        known = ", ".join(KIND_OF_MODEL_TYPE)
-        raise ValueError(f"{file}: model_type {config.get('model_type')!r} is not one of {known}")
-    lines = [f"{source}: {DESCRIPTIONS[kind]}", *_architecture(config), *_weights(folder)]
+    try:
+        kind = kind_of(config)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    lines = [f"{source}: {DESCRIPTIONS[kind]}", *_architecture(config)]
+    if kind != "action-prior":
+        lines += _sight(config)
+    lines += _weights(folder)
     lines += [_embodiment_line(embodiment) for embodiment in load_embodiments(folder)]
     return "\n".join(lines + _metrics(folder))
 
@@ -56,8 +71,13 @@ def _metrics(folder: Path) -> list[str]:
     file = folder / "metrics.json"
     if not file.is_file():
         return []
-    others, (headings, rows) = metrics_by_body(json.loads(file.read_text(encoding="utf-8")))
+    others, heard = listening(json.loads(file.read_text(encoding="utf-8")))
+    others, (headings, rows) = metrics_by_body(others)
     lines = [f"  {name:<28}{value:.4g}" for name, value in others.items()]
+    if heard is not None:
+        lines += ["", "  Does it listen? How far its actions move, over how far chance moves them:"]
+        lines += [f"  {change:<28}{ratio} ({interval})" for change, ratio, interval in heard.rows]
+        lines.append(f"  {heard.answer}")
     if rows:
         headings = ["on held-out motion", *headings[1:]]
         widths = [max(len(row[column]) for row in (headings, *rows)) + 2 for column in range(len(headings))]
@@ -73,24 +93,30 @@ def _metrics(folder: Path) -> list[str]:
 
 def _architecture(config: dict[str, Any]) -> list[str]:
     expert = config["expert"]
-    lines = [
+    return [
         f"  chunk                       {expert['chunk_size']} actions",
         f"  expert                      {len(expert['expert_layers'])} layers, {expert['hidden_size']} wide, latent "
         f"{expert['latent_dim']}",
     ]
-    if config["model_type"] == "priorvla":
-        backbone = config.get("backbone")
-        named = (
-            f"{backbone['name']} ({backbone['source']}, sha256 {str(backbone.get('sha256'))[:12]})"
-            if backbone
-            else "none"
-        )
-        lines += [
-            f"  fusion                      {config['fusion']}",
-            f"  backbone                    {named}, attached when loading",
-            f"  history                     {config['history_size'] if config['use_history'] else 'none'}",
-        ]
-    return lines
+
+
+def _sight(config: dict[str, Any]) -> list[str]:
+    """How a policy or a vision-action prior comes to know what its backbone sees, a line a fact."""
+    lines = [f"  host                        {config['fusion']}"]
+    for group in layer_groups(config):
+        layers, taps = (", ".join(map(str, numbers)) for numbers in (group.layers, group.taps))
+        lines.append(f"  {group.kind + ' layers':<28}{layers} of the expert, reading {taps} of the backbone")
+    if not config.get("language", True):
+        lines.append("  instruction                 never read")
+    backbone = config.get("backbone")
+    named = (
+        f"{backbone['name']} ({backbone['source']}, sha256 {str(backbone.get('sha256'))[:12]})" if backbone else "none"
+    )
+    return [
+        *lines,
+        f"  backbone                    {named}, {BACKBONE_TRAINING[config.get('backbone_training', 'frozen')]}",
+        f"  history                     {config['history_size'] if config['use_history'] else 'none'}",
+    ]
 
 
 def _weights(folder: Path) -> list[str]:

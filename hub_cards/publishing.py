@@ -14,8 +14,9 @@ from huggingface_hub import ModelCard
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..configuration.embodiment import EMBODIMENTS_FILE, Embodiment, save_embodiments
+from ..modeling_priorvla.attached_backbone import TRAINED
 from .card import CARD_FILE, create_card, load_card, validate_card
-from .checkpoints import KIND_OF_MODEL_TYPE, is_hub_id
+from .checkpoints import is_hub_id, kind_of
 from .privacy import require_public, scrub
 
 METRICS_FILE = "metrics.json"
@@ -131,16 +132,18 @@ def _complete_card(
         return card
     if license is None:
         raise ValueError("license is missing: name the weights' licence, for example license='apache-2.0'")
-    model_type = model.config.model_type
-    if model_type not in KIND_OF_MODEL_TYPE:
-        raise ValueError(f"model type {model_type!r} has no card of its own: pass card=")
-    saved = sum(p.numel() for name, p in model.named_parameters() if _is_published(model.config, name))
+    try:
+        kind = kind_of(model.config)
+    except ValueError as error:
+        raise ValueError(f"{error}, so there is no card for it: pass card=") from None
+    if kind != "action-prior":
+        card_values = {"gates": model.gate_values(), **card_values}  # type: ignore[operator]  # a PriorVLAModel's
     return create_card(
-        KIND_OF_MODEL_TYPE[model_type],
+        kind,
         config=model.config,
         embodiments=embodiments,
         license=license,
-        parameters=saved,
+        parameters=_published_size(model),
         **card_values,
     )
 
@@ -158,9 +161,21 @@ def _save_model(model: PreTrainedModel, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
+def _published_size(model: PreTrainedModel) -> int:
+    """Number of parameters in the checkpoint; of a backbone that adapters were trained on, theirs alone."""
+    return sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if _is_published(model.config, name) and (parameter.requires_grad or not name.startswith(TRAINED))
+    )
+
+
 def _is_published(config: PreTrainedConfig, name: str) -> bool:
-    """Whether a tensor is. A VLA's trajectory encoder is a target of distillation; acting runs it on history alone."""
-    trained_only = config.model_type == "priorvla" and not getattr(config, "use_history", False)
+    """Whether a tensor is. A VLA's trajectory encoder is a target of distillation; acting runs it on history alone.
+
+    A vision-action prior keeps its own: whoever goes on from it may want either.
+    """
+    trained_only = kind_of(config) == "vla" and not getattr(config, "use_history", False)
     return not (trained_only and name.startswith("encoder."))
 
 

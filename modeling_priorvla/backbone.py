@@ -1,191 +1,44 @@
-"""Frozen vision and language encoders behind one interface of two phases: first the images, then the words.
-
-`encode_vision` runs with no prompt anywhere near it; `encode_language` continues from its result. So what a
-language-blind layer reads cannot depend on the instruction, to the bit, whatever backbone is used.
-"""
+"""From a reference in a checkpoint's config to the very backbone it was trained with, and back."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import torch
-from huggingface_hub import snapshot_download
-from torch import Tensor, nn
-from transformers import VisionTextDualEncoderConfig, VisionTextDualEncoderModel
+from torch import nn
+from transformers.utils import logging
 
 from ..configuration.backbone_reference import require_backbone_reference
+from .backbone_features import Backbone, LanguageFeatures, VisionFeatures
+from .backbone_files import (
+    backbone_folder,
+    backbone_model_type,
+    download_backbone,
+    processed_image_size,
+    read_backbone_config,
+    weights_sha256,
+)
+from .dual_encoder import DualEncoderBackbone
+from .generative_backbone import Idefics3Backbone
 from .packaged_backbones import packaged_backbone_folder
 
-BACKBONE_FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+ADAPTERS: tuple[type[Backbone], ...] = (DualEncoderBackbone, Idefics3Backbone)
 
+logger = logging.get_logger(__name__)
 
-@dataclass
-class VisionFeatures:
-    """Patch tokens of C cameras with P patches each, camera after camera; class tokens are left out.
-
-    hidden_states (B, C*P, d_v): zero where masked. mask (B, C*P) bool: true where a camera was present.
-    """
-
-    hidden_states: Tensor
-    mask: Tensor
-    num_cameras: int
-
-
-@dataclass
-class LanguageFeatures:
-    """Token states of the instruction. hidden_states (B, L, d_t): zero at padding. mask (B, L) bool: true at tokens."""
-
-    hidden_states: Tensor
-    mask: Tensor
-
-
-class DualEncoderBackbone(nn.Module):
-    """Any vision and any text encoder, as transformers' `VisionTextDualEncoderModel` holds them; frozen.
-
-    The two never see each other here: joining them is the policy's work. The weights stay in the dtype they were
-    loaded in, in eval mode and without gradients; after `requires_grad_(True)` the module trains like any other.
-
-    Args:
-        model: the dual encoder.
-        image_size: (height, width) in pixels of the images it will be given; the vision config's by default.
-        sha256: of the weight files it was loaded from, None when it was built in memory.
-    """
-
-    def __init__(
-        self,
-        model: VisionTextDualEncoderModel,
-        image_size: tuple[int, int] | None = None,
-        sha256: str | None = None,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.image_size = image_size or _pair(self.vision_config.image_size)
-        self.sha256 = sha256
-        self.requires_grad_(False)
-        self.eval()
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path_or_repo: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        dtype: torch.dtype | str | None = None,
-        local_files_only: bool = False,
-    ) -> Self:
-        """Loads a folder or a Hub repository: safetensors only, never remote code.
-
-        The image size is that of the image processor saved beside the weights, else the vision config's. `dtype` None
-        keeps the checkpoint's. Raises OSError when it cannot be found, ValueError when it is not a dual encoder.
-        """
-        folder = Path(path_or_repo)
-        if not folder.is_dir():
-            folder = download_backbone(str(path_or_repo), revision, local_files_only)
-        config = _read_config(folder)
-        model = VisionTextDualEncoderModel.from_pretrained(
-            folder,
-            config=config,
-            dtype="auto" if dtype is None else dtype,
-            use_safetensors=True,
-            local_files_only=True,
-        )
-        return cls(model, image_size=_image_size(folder, config), sha256=weights_sha256(folder))
-
-    @property
-    def vision_config(self) -> Any:
-        return self.model.config.vision_config
-
-    @property
-    def text_config(self) -> Any:
-        return self.model.config.text_config
-
-    @property
-    def vision_hidden_size(self) -> int:
-        return int(self.vision_config.hidden_size)
-
-    @property
-    def text_hidden_size(self) -> int:
-        return int(self.text_config.hidden_size)
-
-    @property
-    def tokens_per_image(self) -> int:
-        """P for an image of `image_size`."""
-        return _patch_count(self.vision_config, self.image_size)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
-
-    def train(self, mode: bool = True) -> Self:
-        """A frozen backbone stays in eval mode whatever its host does: dropout would spoil cached features."""
-        return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
-
-    def encode_vision(self, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None) -> VisionFeatures:
-        """Images (B, C, 3, h, w) to patch tokens. What `pixel_attention_mask` (B, C) leaves out is not encoded at all.
-
-        Raises ValueError on a wrong shape, or when the vision encoder returns no patch tokens (a convolutional one).
-        """
-        if pixel_values.ndim != 5 or pixel_values.shape[2] != 3:
-            raise ValueError(f"pixel_values have shape {tuple(pixel_values.shape)}, expected (B, C, 3, height, width)")
-        batch, cameras = pixel_values.shape[:2]
-        if pixel_attention_mask is None:
-            present = torch.ones(batch, cameras, dtype=torch.bool, device=pixel_values.device)
-        elif pixel_attention_mask.shape == (batch, cameras):
-            present = pixel_attention_mask.bool()
-        else:
-            got = tuple(pixel_attention_mask.shape)
-            raise ValueError(f"pixel_attention_mask has shape {got}, pixel_values ask for ({batch}, {cameras})")
-
-        patches = _patch_count(self.vision_config, (pixel_values.shape[-2], pixel_values.shape[-1]))
-        hidden_states = torch.zeros(
-            batch, cameras, patches, self.vision_hidden_size, dtype=self.dtype, device=pixel_values.device
-        )
-        if present.any():
-            tokens = self._patch_tokens(pixel_values[present], patches)  # (present cameras, P, d_v)
-            hidden_states = hidden_states.to(tokens.dtype).masked_scatter(present[:, :, None, None], tokens)
-        mask = present[:, :, None].expand(batch, cameras, patches)
-        return VisionFeatures(hidden_states.flatten(1, 2), mask.flatten(1, 2), cameras)
-
-    def encode_language(
-        self, vision: VisionFeatures | None, input_ids: Tensor, attention_mask: Tensor | None = None
-    ) -> LanguageFeatures:
-        """Token ids (B, L) to token states, zero at padding. A dual encoder reads words alone: `vision` is not used.
-
-        A prompt that stands in several rows is encoded once.
-        """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        mask = attention_mask.bool()
-        padded = input_ids.masked_fill(~mask, self.text_config.pad_token_id or 0)
-        rows, row_of = torch.stack([padded, mask.long()], dim=1).unique(dim=0, return_inverse=True)
-        output = self.model.text_model(input_ids=rows[:, 0], attention_mask=rows[:, 1])
-        hidden_states = output.last_hidden_state[row_of].masked_fill(~mask[:, :, None], 0)
-        return LanguageFeatures(hidden_states, mask)
-
-    def _patch_tokens(self, images: Tensor, patches: int) -> Tensor:
-        """(N, 3, h, w) -> (N, P, d_v): the last P tokens, behind class and register tokens."""
-        vision_config = self.vision_config
-        other_size = tuple(images.shape[-2:]) != _pair(vision_config.image_size)
-        # DINOv2 interpolates its position embedding unasked; the other ViTs of transformers want to be told.
-        unasked = vision_config.model_type.startswith("dinov2")
-        options = {"interpolate_pos_encoding": True} if other_size and not unasked else {}
-        hidden_states = self.model.vision_model(pixel_values=images.to(self.dtype), **options).last_hidden_state
-        if hidden_states.ndim != 3 or hidden_states.shape[1] < patches:
-            raise ValueError(
-                f"vision encoder {vision_config.model_type!r} returned shape {tuple(hidden_states.shape)}, expected at "
-                f"least {patches} patch tokens: use a ViT"
-            )
-        return hidden_states[:, hidden_states.shape[1] - patches :]
+# Kinds whose image features are made with the prompt at hand, and where it comes in.
+READS_PROMPT_FIRST = {
+    "instructblip": "its Q-Former reads the prompt while it looks",
+    "instructblipvideo": "its Q-Former reads the prompt while it looks",
+    "vilt": "image patches and words go through one encoder together",
+}
 
 
 def load_backbone(
     reference: dict[str, Any] | None, override: str | os.PathLike[str] | nn.Module | None = None
-) -> DualEncoderBackbone:
+) -> Backbone:
     """The backbone that a checkpoint's `config.backbone` refers to, checked to be the one it was trained with.
 
     Args:
@@ -195,23 +48,23 @@ def load_backbone(
             that was built in memory and so has no file to compare.
 
     Raises:
-        ValueError: when neither is given, the reference is malformed, or the weights are not those of the reference.
+        ValueError: when neither is given, the reference is malformed, the weights are not those of the reference, or
+            the kind of backbone is unknown or cannot see without reading.
+        TypeError: when a module is given that no adapter takes.
         OSError: when the backbone cannot be found or downloaded.
         ImportError: when a packaged backbone's distribution is not installed.
     """
-    dtype = reference.get("dtype") if reference else None
-    if isinstance(override, DualEncoderBackbone):
+    if isinstance(override, Backbone):
         backbone = override
-    elif isinstance(override, VisionTextDualEncoderModel):
-        backbone = DualEncoderBackbone(override)
     elif isinstance(override, nn.Module):
-        raise TypeError(f"backbone is a {type(override).__name__}, pass a VisionTextDualEncoderModel or a folder")
+        backbone = _adapt(override)
     elif override is None and reference is None:
         raise ValueError("the config names no backbone: pass backbone=<folder, Hub repository or module>")
     else:
         revision = reference.get("revision") if reference and override is None else None
-        place = override if override is not None else _resolve(reference or {})
-        backbone = DualEncoderBackbone.from_pretrained(place, revision=revision, dtype=dtype)
+        folder = backbone_folder(override if override is not None else _resolve(reference or {}), revision)
+        adapter = adapter_of(backbone_model_type(folder), str(folder))
+        backbone = adapter.from_pretrained(folder, dtype=reference.get("dtype") if reference else None)
     if reference is not None:
         _require_same_weights(reference, backbone.sha256, override)
     return backbone
@@ -222,40 +75,55 @@ def describe_backbone(
 ) -> dict[str, Any]:
     """The reference (JSON) under which the backbone in folder `path` goes into `config.backbone`.
 
-    Besides what `load_backbone` reads it tells the sizes a model must be built for: `vision_hidden_size`,
-    `text_hidden_size`, `image_size`, `tokens_per_image`. Raises ValueError when `name` is a path or `source` unknown.
+    Besides what `load_backbone` reads it tells the sizes a model must be built for, those of `BackboneShape`. Raises
+    ValueError when `name` is a path, `source` unknown, or the kind of backbone refused.
     """
     require_backbone_reference({"source": source, "name": name})
     folder = Path(path)
-    config: Any = _read_config(folder)
-    image_size = _image_size(folder, config)
+    adapter = adapter_of(backbone_model_type(folder), str(folder))
+    shape = adapter.shape_of(read_backbone_config(folder), processed_image_size(folder))
     return {
         "source": source,
         "name": name,
         "revision": revision,
         "sha256": weights_sha256(folder),
         "dtype": dtype,
-        "vision_hidden_size": config.vision_config.hidden_size,
-        "text_hidden_size": config.text_config.hidden_size,
-        "image_size": list(image_size),
-        "tokens_per_image": _patch_count(config.vision_config, image_size),
+        **asdict(shape),
+        "image_size": list(shape.image_size),
     }
 
 
-def weights_sha256(folder: str | os.PathLike[str]) -> str:
-    """SHA-256 (hex) over the bytes of `model*.safetensors` in `folder`, shards in the order of their names.
+def adapter_of(model_type: str, place: str) -> type[Backbone]:
+    """The adapter that serves a kind of model.
 
-    Raises FileNotFoundError when there is none.
+    Raises ValueError with the reason when that kind cannot see without reading, with the known ones when it is unknown.
     """
-    shards = sorted(Path(folder).glob("model*.safetensors"))
-    if not shards:
-        raise FileNotFoundError(f"{folder}: no model.safetensors there; save the backbone with save_pretrained first")
-    digest = hashlib.sha256()
-    for shard in shards:
-        with shard.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    if reason := READS_PROMPT_FIRST.get(model_type):
+        raise ValueError(
+            f"{place}: a backbone of model_type {model_type!r} cannot encode images without a text: {reason}, so that "
+            "a vision-action prior would depend on the instruction. Use one that sees first and reads then"
+        )
+    for adapter in ADAPTERS:
+        if model_type in adapter.model_types:
+            return adapter
+    known = ", ".join(kind for adapter in ADAPTERS for kind in adapter.model_types)
+    raise ValueError(
+        f"{place}: model_type {model_type!r} is unknown, there are adapters for: {known}. A vision and a text encoder "
+        "are joined with VisionTextDualEncoderModel.from_vision_text_pretrained(...); save that"
+    )
+
+
+def _adapt(model: nn.Module) -> Backbone:
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type is None:
+        raise TypeError(f"backbone is a {type(model).__name__}, pass a model of transformers or a folder")
+    backbone = adapter_of(str(model_type), type(model).__name__)(model)
+    if backbone.language_reads_vision:
+        logger.warning_once(
+            f"a {type(model).__name__} in memory brings no tokenizer, so that its images stand without the tokens that "
+            "its family puts around them: pass its folder as backbone= where a checkpoint was trained with them"
+        )
+    return backbone
 
 
 def _resolve(reference: dict[str, Any]) -> str | Path:
@@ -276,55 +144,12 @@ def _require_same_weights(reference: dict[str, Any], found: str | None, override
     )
 
 
-def download_backbone(repo: str, revision: str | None = None, local_files_only: bool = False) -> Path:
-    """The local snapshot folder of a backbone's Hub repository. Raises OSError when it cannot be had."""
-    try:
-        return Path(
-            snapshot_download(repo, revision=revision, allow_patterns=BACKBONE_FILES, local_files_only=local_files_only)
-        )
-    except (OSError, ValueError) as error:
-        raise OSError(
-            f"backbone {repo!r} (revision {revision or 'main'}) is no folder here and cannot be had from the Hub: "
-            f"{error}. Pass backbone=<folder> to load it from a local copy"
-        ) from error
-
-
-def _read_config(folder: Path) -> VisionTextDualEncoderConfig:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: a backbone folder needs a config.json")
-    model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type")
-    if model_type != VisionTextDualEncoderConfig.model_type:
-        raise ValueError(
-            f"{file}: model_type {model_type!r} is not {VisionTextDualEncoderConfig.model_type!r}: join a vision and a "
-            "text encoder with VisionTextDualEncoderModel.from_vision_text_pretrained(...) and save that"
-        )
-    return VisionTextDualEncoderConfig.from_pretrained(folder, local_files_only=True)
-
-
-def _image_size(folder: Path, config: Any) -> tuple[int, int]:
-    file = folder / "preprocessor_config.json"
-    if file.is_file():
-        processing = json.loads(file.read_text(encoding="utf-8"))
-        size = processing.get("crop_size" if processing.get("do_center_crop") else "size")
-        if isinstance(size, dict) and {"height", "width"} <= size.keys():
-            return int(size["height"]), int(size["width"])
-    return _pair(config.vision_config.image_size)
-
-
-def _patch_count(vision_config: Any, image_size: tuple[int, int]) -> int:
-    height, width = _pair(vision_config.patch_size)
-    return (image_size[0] // height) * (image_size[1] // width)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
 __all__ = [
+    "Backbone",
     "DualEncoderBackbone",
     "LanguageFeatures",
     "VisionFeatures",
+    "adapter_of",
     "describe_backbone",
     "download_backbone",
     "load_backbone",

@@ -1,8 +1,9 @@
 """The action expert: one network on every rung and in every host.
 
-A sequence is context tokens and then H action tokens. Context tokens see each other and neither actions nor time, so
-their keys and values are computed once a chunk; action tokens see everything. Flow time acts on action tokens alone,
-token by token, by scale, shift and a gate that is zero at birth.
+A sequence is context tokens and then H action tokens. Context tokens see each other and neither actions nor time, and
+so does what a host sees and hears: their keys and values are computed once a chunk. Action tokens see everything that
+their layer's kind is given. Flow time acts on action tokens alone, token by token, by scale, shift and a gate that is
+zero at birth.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration.configuration_expert import ExpertConfig
-from .layers import Attention, EmbodimentLinear, GatedMLP, KeyValue, Rotary, SoftTokens, rotary_embedding
+from .expert_layer import ExpertLayer, LayerPrefix, Modulation
+from .layers import EmbodimentLinear, SoftTokens, rotary_embedding
 
 MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0  # of the time embedding, as pi0
 
@@ -37,71 +38,14 @@ class TimeEmbedding(nn.Module):
         return self.linear_out(nn.functional.silu(self.linear_in(sinusoids)))
 
 
-class Modulation(nn.Linear):
-    """Scales, shifts and gates from the time embedding; all zero at birth."""
-
-    def forward(self, time: Tensor, clean: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """`time` (B, 1 or H, d) -> (B, 1 or H, out).
-
-        With `clean` (B, H) bool, `time` is (B, 2, d), the chunk's own and that of tau = 0: two products a window
-        instead of one a step, of which each step takes its own.
-        """
-        modulation = super().forward(time)
-        if clean is None:
-            return modulation
-        own, zero = modulation.split(1, dim=1)
-        return torch.where(clean[..., None], zero, own)
-
-
-class ExpertLayer(GradientCheckpointingLayer):
-    """Pre-RMSNorm self-attention and gated MLP; action tokens are modulated by time, context tokens are not."""
-
-    def __init__(self, config: ExpertConfig) -> None:
-        super().__init__()
-        hidden_size = config.hidden_size
-        self.input_norm = nn.RMSNorm(hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = Attention(
-            config,
-            hidden_size,
-            config.num_attention_heads,
-            config.head_dim,
-            num_key_value_heads=config.num_key_value_heads,
-        )
-        self.mlp_norm = nn.RMSNorm(hidden_size, eps=config.rms_norm_eps)
-        self.mlp = GatedMLP(hidden_size, config.intermediate_size)
-        self.modulation = Modulation(hidden_size, 6 * hidden_size)
-
-    def forward(
-        self,
-        tokens: Tensor,
-        time: Tensor | None = None,
-        context: KeyValue | None = None,
-        mask: Tensor | None = None,
-        rotary: Rotary | None = None,
-        clean: Tensor | None = None,
-    ) -> tuple[Tensor, KeyValue]:
-        """Advances `tokens` (B, T, d) by one layer; also returns their own keys and values.
-
-        Action tokens come with `time` (see `Modulation`) and see `context` and each other; context tokens come alone.
-        Both go through `forward`, because that is where FSDP has the weights together.
-        """
-        scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = (
-            (0.0, 0.0, 1.0, 0.0, 0.0, 1.0) if time is None else self.modulation(time, clean).chunk(6, dim=-1)
-        )
-        normed = self.input_norm(tokens) * (1 + scale_a) + shift_a
-        own = self.self_attn.keys_values(normed, rotary)
-        seen = own
-        if context is not None:
-            seen = torch.cat([context[0], own[0]], dim=2), torch.cat([context[1], own[1]], dim=2)
-        tokens = tokens + gate_a * self.self_attn(normed, seen, mask, rotary)
-        normed = self.mlp_norm(tokens) * (1 + scale_m) + shift_m
-        return tokens + gate_m * self.mlp(normed), own
-
-
 class ActionExpert(nn.Module):
-    """Velocity of a noisy chunk, given what the context tokens say. See `ExpertConfig` for its shape."""
+    """Velocity of a noisy chunk, given what context tokens say and layers see. See `ExpertConfig` for its shape.
 
-    def __init__(self, config: ExpertConfig) -> None:
+    `layers` are made by the model, because they are what differs between hosts (`hosts.host_layers`); the default is an
+    action prior's.
+    """
+
+    def __init__(self, config: ExpertConfig, layers: list[ExpertLayer] | None = None) -> None:
         super().__init__()
         self.config = config
         hidden_size, bodies = config.hidden_size, len(config.embodiments)
@@ -118,7 +62,7 @@ class ActionExpert(nn.Module):
         if "state" in config.context_tokens:
             self.state_proj = EmbodimentLinear(config.state_dims, [hidden_size] * bodies)
         self.time_embedding = TimeEmbedding(hidden_size)
-        self.layers = nn.ModuleList(ExpertLayer(config) for _ in config.expert_layers)
+        self.layers = nn.ModuleList(layers or [ExpertLayer(config) for _ in config.expert_layers])
         self.final_norm = nn.RMSNorm(hidden_size, eps=config.rms_norm_eps)
         self.modulation = Modulation(hidden_size, 2 * hidden_size)  # of the final norm
 
@@ -128,14 +72,16 @@ class ActionExpert(nn.Module):
         latent: Tensor | None = None,
         drop_latent: Tensor | None = None,
         state: Tensor | None = None,
-    ) -> list[KeyValue] | None:
-        """Keys and values of the context tokens, one pair a layer; None when the config has no context tokens.
+        sight: Any = None,
+    ) -> list[LayerPrefix]:
+        """What the action tokens of every layer see beside each other: computed once a chunk.
 
         Args:
             embodiment_ids: (B,) long.
             latent: (B, z) of unit norm, or None for the learned null.
             drop_latent: (B,) bool, true where the null replaces the latent.
             state: (B, S) normalised; needed when `context_tokens` has `state`.
+            sight: `hosts.Sight`, needed by layers that see.
         """
         self.require_known(embodiment_ids)
         tokens = []
@@ -144,14 +90,12 @@ class ActionExpert(nn.Module):
                 embodiment_ids, latent=latent, drop_latent=drop_latent, state=state
             )
             tokens.append(token + self.type_embeddings[kind])
-        if not tokens:
-            return None
-        hidden = torch.cat(tokens, dim=1)
-        cache = []
+        hidden = torch.cat(tokens, dim=1) if tokens else None
+        prefixes = []
         for layer in self.layers:
-            hidden, keys_values = layer(hidden)
-            cache.append(keys_values)
-        return cache
+            hidden, sight, prefix = layer(hidden, None, sight, layer is self.layers[-1])
+            prefixes.append(prefix)
+        return prefixes
 
     def require_known(self, embodiment_ids: Tensor) -> None:
         """Raises ValueError on an embodiment id that the checkpoint does not have."""
@@ -167,12 +111,13 @@ class ActionExpert(nn.Module):
         noisy_actions: Tensor,
         timestep: Tensor,
         embodiment_ids: Tensor,
-        context: list[KeyValue] | None,
+        context: list[LayerPrefix],
         action_mask: Tensor | None = None,
         clean: Tensor | None = None,
     ) -> Tensor:
         """Velocity (B, H, D) of `noisy_actions` (B, H, D) at `timestep` (B,) or (B, H).
 
+        `context`: from `encode_context`.
         `clean` (B, H) bool: steps that are at tau = 0, whatever `timestep` says.
         `action_mask` (B, H, D) bool: entries that are false are neither read nor attended to.
         """
@@ -180,7 +125,7 @@ class ActionExpert(nn.Module):
         if action_mask is not None:
             noisy_actions = noisy_actions.masked_fill(~action_mask, 0)
             steps = action_mask.any(dim=-1)
-            ahead = 0 if context is None else context[0][0].shape[2]
+            ahead = 0 if context[0].context is None else context[0].context[0].shape[2]
             mask = nn.functional.pad(steps, (ahead, 0), value=True)[:, None, None, :]
         weight = self.modulation.weight
         hidden = self.action_in_proj(noisy_actions.to(weight.dtype), embodiment_ids)
@@ -193,7 +138,7 @@ class ActionExpert(nn.Module):
         positions = torch.arange(hidden.shape[1], device=hidden.device)
         rotary = rotary_embedding(positions, self.config.head_dim, self.config.rope_theta)
         for index, layer in enumerate(self.layers):
-            hidden, _ = layer(hidden, time, None if context is None else context[index], mask, rotary, clean)
+            hidden = layer(hidden, time, context[index], mask, rotary, clean)
         scale, shift = self.modulation(time, clean).chunk(2, dim=-1)
         hidden = self.final_norm(hidden) * (1 + scale) + shift
         return self.action_out_proj(hidden, embodiment_ids)

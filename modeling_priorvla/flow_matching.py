@@ -48,22 +48,26 @@ def interpolate(actions: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
     return (1 - tau) * actions + tau * noise
 
 
-def velocity_loss(velocity: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+def velocity_loss(
+    velocity: Tensor, target: Tensor, mask: Tensor | None = None, weights: Tensor | None = None
+) -> Tensor:
     """Squared error of (B, H, D) velocities, float32 scalar.
 
     The mean over a window's entries where `mask` (B, H, D) is true, then the mean over windows, so that a 26-dim robot
     weighs no more than a 4-dim one and padding weighs nothing (our choice). Windows without a valid entry do not count.
+    `weights` (B, D), not negative: the mean over a window is weighted by them (paper B: 30 / 10 / 10).
     """
     error = velocity.float() - target.float()
-    if mask is None:
-        return error.square().mean()
-    valid = mask.sum(dim=(1, 2))
+    mask = torch.ones_like(error, dtype=torch.bool) if mask is None else mask
     # masked before it is squared: what is not a number there would come back in the gradient
     squared = torch.where(mask, error, 0.0).square()
+    valid = mask.float()
+    if weights is not None:
+        squared, valid = squared * weights[:, None], valid * weights[:, None]
     # dims one after the other: zeros added last change no bit, whatever a wider robot pads
-    per_step = reduce(torch.add, squared.unbind(dim=-1))
-    per_window = per_step.sum(dim=1) / valid.clamp(min=1)
-    return per_window.sum() / (valid > 0).sum().clamp(min=1)
+    total, count = (reduce(torch.add, values.unbind(dim=-1)).sum(dim=1) for values in (squared, valid))
+    per_window = total / torch.where(count > 0, count, 1.0)
+    return per_window.sum() / (count > 0).sum().clamp(min=1)
 
 
 def integrate(

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration.configuration_priorvla import PriorVLAConfig
-from .backbone import LanguageFeatures, VisionFeatures
+from .backbone import Backbone, LanguageFeatures, VisionFeatures
+from .hosts import require_cameras
 from .layers import EmbodimentLinear, SoftTokens, TransformerLayer
 from .trajectory_encoder import unit_norm
 
@@ -25,8 +26,10 @@ class FusionTransformer(nn.Module):
         hidden_size, bodies = fusion.hidden_size, len(expert.embodiments)
         self.vision_proj = nn.Linear(config.vision_hidden_size, hidden_size)
         self.vision_norm = nn.RMSNorm(hidden_size, eps=expert.rms_norm_eps)
-        self.camera_embeddings = nn.Parameter(torch.empty(fusion.num_cameras, hidden_size))
-        self.text_proj = nn.Linear(config.text_hidden_size, hidden_size)
+        self.camera_embeddings = nn.Parameter(torch.empty(config.num_cameras, hidden_size))
+        self.tap, self.reads_language = config.backbone_layers, config.language
+        if self.reads_language:
+            self.text_proj = nn.Linear(config.text_hidden_size, hidden_size)
         if fusion.num_soft_tokens:
             self.soft_tokens = SoftTokens(bodies, fusion.num_soft_tokens, hidden_size)
         self.state_proj = EmbodimentLinear(expert.state_dims, [hidden_size] * bodies)
@@ -52,7 +55,7 @@ class FusionTransformer(nn.Module):
     def forward(
         self,
         vision: VisionFeatures,
-        language: LanguageFeatures,
+        language: LanguageFeatures | None,
         state: Tensor,
         embodiment_ids: Tensor,
         history: Tensor | None = None,
@@ -65,12 +68,15 @@ class FusionTransformer(nn.Module):
         """
         dtype = self.query.dtype
         memory, memory_mask = self._memory(vision, dtype)
-        tokens = [self.text_proj(language.hidden_states.to(dtype))]
-        seen = [language.mask]
+        tokens, seen = [], []
         if self.config.num_soft_tokens:
             tokens.append(self.soft_tokens(embodiment_ids))
         tokens.append(self.state_proj(state[:, None].to(dtype), embodiment_ids))
-        seen.append(state.new_ones(len(state), sum(part.shape[1] for part in tokens[1:]), dtype=torch.bool))
+        seen.append(state.new_ones(len(state), sum(part.shape[1] for part in tokens), dtype=torch.bool))
+        if self.reads_language:
+            assert language is not None
+            tokens.insert(0, self.text_proj(language.tap(self.tap).to(dtype)))
+            seen.insert(0, language.mask)
         if history is not None:
             tokens.append(self.history_proj(history.to(dtype) * history.shape[-1] ** 0.5)[:, None])
             seen.append(seen[-1][:, :1] if has_history is None else has_history[:, None])
@@ -84,16 +90,51 @@ class FusionTransformer(nn.Module):
         return unit_norm(self.query_out_proj(self.final_norm(hidden[:, -1])))
 
     def _memory(self, vision: VisionFeatures, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Vision tokens (B, C P, d) with their camera's embedding, and their mask (B, 1, 1, C P)."""
-        cameras = vision.num_cameras
-        if cameras > self.config.num_cameras:
-            raise ValueError(
-                f"the batch has {cameras} cameras, this model has {self.config.num_cameras} camera slots "
-                "(config.fusion_transformer.num_cameras)"
-            )
-        projected = self.vision_proj(vision.hidden_states.to(dtype)).unflatten(1, (cameras, -1))
-        memory = self.vision_norm((projected + self.camera_embeddings[:cameras, None]).flatten(1, 2))
-        return memory, vision.mask[:, None, None, :]
+        """Vision tokens (B, C P, d) of the last layer with their camera's embedding, and their mask (B, 1, 1, C P)."""
+        cameras = self.camera_embeddings[: require_cameras(vision, len(self.camera_embeddings))]
+        projected = self.vision_proj(vision.tap(self.tap).to(dtype)).unflatten(1, (len(cameras), -1))
+        return self.vision_norm((projected + cameras[:, None]).flatten(1, 2)), vision.mask[:, None, None, :]
 
 
-__all__ = ["FusionTransformer"]
+class QueryTail(nn.Module):
+    """Paper A's query token in a generative backbone: `[p_k] [state] [z_hist] [q]` continue the backbone's sequence.
+
+    Everything before them is the backbone's affair and may be kept; only these tokens are trained here.
+    """
+
+    def __init__(self, config: PriorVLAConfig) -> None:
+        super().__init__()
+        expert, size = config.expert, config.text_hidden_size
+        bodies = len(expert.embodiments)
+        self.soft_tokens = SoftTokens(bodies, max(1, config.fusion_transformer.num_soft_tokens), size)
+        self.state_proj = EmbodimentLinear(expert.state_dims, [size] * bodies)
+        if config.use_history:
+            self.history_proj = nn.Linear(expert.latent_dim, size)
+            self.no_history = nn.Parameter(torch.empty(size))
+        self.query = nn.Parameter(torch.empty(size))
+        self.final_norm = nn.RMSNorm(size, eps=expert.rms_norm_eps)
+        self.query_out_proj = nn.Linear(size, expert.latent_dim)
+
+    def forward(
+        self,
+        backbone: Backbone,
+        language: LanguageFeatures,
+        state: Tensor,
+        embodiment_ids: Tensor,
+        history: Tensor | None = None,
+        has_history: Tensor | None = None,
+    ) -> Tensor:
+        """z' (B, z), unit L2 norm; arguments as `FusionTransformer.forward`."""
+        dtype = self.query.dtype
+        tokens = [self.soft_tokens(embodiment_ids), self.state_proj(state[:, None].to(dtype), embodiment_ids)]
+        if history is not None:
+            past = self.history_proj(history.to(dtype) * history.shape[-1] ** 0.5)
+            if has_history is not None:
+                past = torch.where(has_history[:, None], past, self.no_history)
+            tokens.append(past[:, None])
+        tokens.append(self.query.expand(len(state), 1, -1))
+        hidden = backbone.encode_tail(language, torch.cat(tokens, dim=1))
+        return unit_norm(self.query_out_proj(self.final_norm(hidden[:, -1].to(dtype))))
+
+
+__all__ = ["FusionTransformer", "QueryTail"]

@@ -1,33 +1,38 @@
-"""Rung 3: a vision-language-action model whose action expert may have learned to move before it saw anything."""
+"""Rungs 2 and 3: an action expert that may have learned to move before it saw, and to see before it heard."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from ..configuration.configuration_action_prior import ActionPriorConfig
 from ..configuration.configuration_expert import MotionConfig
 from ..configuration.configuration_priorvla import PriorVLAConfig
-from .backbone import DualEncoderBackbone, LanguageFeatures, VisionFeatures, load_backbone
+from ..configuration.expert_layout import Insertion, inserted_layout
+from .attached_backbone import BackbonePreTrainedModel
+from .backbone import LanguageFeatures, VisionFeatures
+from .expert_layer import ExpertLayer, LayerPrefix
 from .flow_draws import FlowDraws
-from .fusion import FusionTransformer
+from .fusion import FusionTransformer, QueryTail
+from .hosts import Gate, HostMemory, SeeingLayer, Sight, host_layers
 from .modeling_action_prior import ActionPriorModel
-from .motion_model import MotionPreTrainedModel
+from .motion_model import FlowPrediction
 from .transfer import TransferReport, transfer_parameters
 
-BackboneSource = str | os.PathLike[str] | nn.Module
+Past = tuple[Tensor | None, Tensor | None, Tensor | None]  # states, actions, mask
 
 
 @dataclass
 class PriorVLAOutput(ModelOutput):
     """`loss` scalar and its parts `losses` (pred, and while distilling align and recon); `velocity` (B, H, D) of the
-    history-free pass; `latent` z' (B, z)."""
+    history-free pass; `latent` z' (B, z), None where the host has none."""
 
     loss: Tensor | None = None
     losses: dict[str, Tensor] | None = None
@@ -35,73 +40,44 @@ class PriorVLAOutput(ModelOutput):
     latent: Tensor | None = None
 
 
-class PriorVLAModel(MotionPreTrainedModel):
-    """Images, instruction and state in, chunks of actions out (paper A, Stage 2: `fusion="latent"`).
+class PriorVLAModel(BackbonePreTrainedModel):
+    """Images, instruction and state in, chunks of actions out; with `language=False`, a vision-action prior (rung 2).
 
-    The frozen backbone is not part of the weights: `from_pretrained` attaches the one that `config.backbone` refers to,
-    or the one given as `backbone=` (a folder, a module, or None to leave it off and pass features instead).
+    `config.fusion` says how the expert is told what the backbone sees; see `hosts` and `PriorVLAConfig`.
     """
 
     config: PriorVLAConfig
     config_class = PriorVLAConfig
+    _no_split_modules = ["ExpertLayer", "TransformerLayer", "CrossLayer", "JointLayer", "GatedLayer"]
 
     def __init__(self, config: PriorVLAConfig) -> None:
         super().__init__(config)
-        self.fusion = FusionTransformer(config)
+        self.fusion: FusionTransformer | QueryTail | None = None
+        if config.predicts_latent:
+            self.fusion = QueryTail(config) if config.tail == "backbone" else FusionTransformer(config)
+        self.memory = HostMemory(config) if config.fusion != "latent" else None
         self.transfer_report: TransferReport | None = None
-        self._hold_backbone(None)
         self.post_init()
 
-    # --- the backbone, attached and not owned -------------------------------------------------------------------------
+    def _expert_layers(self, config: PriorVLAConfig) -> list[ExpertLayer]:
+        return host_layers(config)
 
-    @property
-    def backbone(self) -> DualEncoderBackbone | None:
-        """The frozen backbone, or None when it was left off."""
-        return self.__dict__["_frozen_backbone"]
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Gate):
+            init.constant_(module.weight, module.born)
+        else:
+            super()._init_weights(module)
 
-    def attach_backbone(self, backbone: BackboneSource | None = None) -> Self:
-        """Loads and holds the backbone of `config.backbone`, or that of a folder or module given instead.
+    def gate_values(self) -> dict[str, float]:
+        """How far every gate of the host is open: mean size of what its branch is multiplied by, by the gate's name."""
+        return {
+            name.removeprefix("expert."): gate.amount().detach().abs().mean().item()
+            for name, gate in self.named_modules()
+            if isinstance(gate, Gate)
+        }
 
-        Raises ValueError when its weights are not those that `config.backbone["sha256"]` names.
-        """
-        loaded = load_backbone(self.config.backbone, backbone)
-        found = (loaded.vision_hidden_size, loaded.text_hidden_size)
-        expected = (self.config.vision_hidden_size, self.config.text_hidden_size)
-        if found != expected:
-            raise ValueError(
-                f"the backbone's features are {found} wide (vision, text), the model was built for {expected}: "
-                "set vision_hidden_size and text_hidden_size, or attach the backbone it was trained with"
-            )
-        self._hold_backbone(loaded.to(self.device))
-        return self
-
-    def _hold_backbone(self, backbone: DualEncoderBackbone | None) -> None:
-        # Past nn.Module's registration: a frozen backbone is neither saved, nor trained, nor cast.
-        self.__dict__["_frozen_backbone"] = backbone
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        if self.backbone is not None:
-            self.backbone.to(self.device)  # it follows to a device, and keeps the dtype that it was loaded in
-        return self
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str] | None,
-        *model_args: Any,
-        backbone: BackboneSource | None = "auto",
-        **kwargs: Any,
-    ) -> Any:
-        """As every transformers model; `backbone` is "auto" (that of `config.backbone`), a folder, a module or None."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if backbone != "auto":
-            if backbone is not None:
-                model.attach_backbone(backbone)
-        elif model.config.backbone is not None:
-            model.attach_backbone()
-        return loaded
+    # --- from a prior -------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_action_prior(
@@ -110,7 +86,11 @@ class PriorVLAModel(MotionPreTrainedModel):
         config: PriorVLAConfig | None = None,
         **config_overrides: Any,
     ) -> Self:
-        """A VLA whose expert and trajectory encoder are the prior's; the rest is freshly initialised.
+        """A VLA, or with `language=False` a vision-action prior, whose expert is the prior's; the rest is fresh.
+
+        In every host the new model first moves as the prior's decoder does when it is told nothing (gates of the form
+        `zero`; with a z', as when it is told z'). The prior's trajectory encoder comes along where something uses it:
+        distillation of z', or history.
 
         Args:
             prior: a model, or the folder or Hub id of one.
@@ -122,18 +102,68 @@ class PriorVLAModel(MotionPreTrainedModel):
         Returns:
             The model, its `TransferReport` in `.transfer_report`.
         """
-        name = (
-            str(prior)
-            if not isinstance(prior, nn.Module)
-            else (prior.config._name_or_path or "an action prior in memory")
-        )
-        if not isinstance(prior, nn.Module):
-            prior = ActionPriorModel.from_pretrained(prior)
+        name = _name_of(prior, "an action prior in memory")
+        moving: ActionPriorModel = prior if isinstance(prior, nn.Module) else ActionPriorModel.from_pretrained(prior)
         if clash := {"expert", "encoder"} & set(config_overrides):
             raise ValueError(f"{min(clash)} cannot be given: a policy from a prior has the prior's own")
         base = config.to_dict() if config is not None else {}
-        model = cls(PriorVLAConfig.from_dict({**base, **inherited_fields(prior.config), **config_overrides}))
-        model.transfer_report = transfer_parameters(prior, model, name)
+        inherited = inherited_fields(moving.config, {**base, **config_overrides})
+        model = cls(PriorVLAConfig.from_dict({**base, **inherited, **config_overrides}))
+        model.transfer_report = transfer_parameters(moving, model, name)
+        for layer in model.expert.layers:
+            if isinstance(layer, SeeingLayer):
+                layer.start_blind()
+        return model
+
+    @classmethod
+    def from_vision_action_prior(
+        cls,
+        prior: PriorVLAModel | str | os.PathLike[str],
+        *,
+        insertion: Insertion = "after",
+        **config_overrides: Any,
+    ) -> Self:
+        """A VLA that begins as the vision-action prior it comes from, to the bit, and can learn to listen (paper B).
+
+        New layers that read the instruction stand `before` or `after` each inherited one; those keep their taps and
+        never read it. With gates of the form `zero` the new layers start without any effect. With insertion "token"
+        there are none, and the inherited layers read the instruction at once (paper B's ablation, which changes the
+        output).
+
+        Args:
+            prior: a model with `language=False`, or the folder or Hub id of one. Its backbone, if attached, is shared.
+            insertion: see above. Our choice for the default: the paper names both.
+            config_overrides: fields of `PriorVLAConfig` that are not the prior's shape (`backbone_training`, ...).
+
+        Returns:
+            The model, its `TransferReport` in `.transfer_report`.
+
+        Raises:
+            ValueError: the model is no vision-action prior, or a field is given that is the prior's.
+        """
+        name = _name_of(prior, "a vision-action prior in memory")
+        seeing: PriorVLAModel = prior if isinstance(prior, nn.Module) else cls.from_pretrained(prior, backbone=None)
+        own = seeing.config
+        if own.language:
+            raise ValueError(f"{name} already reads instructions (config.language is True): train it on as it is")
+        if clash := sorted({"expert", "encoder", "fusion", "language", "gate", "use_latent"} & set(config_overrides)):
+            raise ValueError(f"{clash[0]} cannot be given: a policy from a vision-action prior has the prior's own")
+        layout, places = inserted_layout(own.fusion, own.expert.tap_layers, own.backbone_layers, insertion)
+        expert = {**own.expert.to_dict(), **layout}
+        model = cls(PriorVLAConfig.from_dict({**own.to_dict(), **config_overrides, "expert": expert, "language": True}))
+
+        def rename(tensor: str) -> str:
+            parts = tensor.split(".")
+            if parts[:2] == ["expert", "layers"]:
+                parts[2] = str(places[int(parts[2])])
+            return ".".join(parts)
+
+        model.transfer_report = transfer_parameters(seeing, model, name, rename)
+        for index, layer in enumerate(model.expert.layers):
+            if index not in places:
+                cast(SeeingLayer, layer).start_absent()
+        if seeing.backbone is not None and model.config.backbone_training == "frozen":
+            model.attach_backbone(seeing.backbone)
         return model
 
     # --- what it sees and hears ---------------------------------------------------------------------------------------
@@ -146,13 +176,16 @@ class PriorVLAModel(MotionPreTrainedModel):
         attention_mask: Tensor | None = None,
         vision_features: VisionFeatures | None = None,
         language_features: LanguageFeatures | None = None,
-    ) -> tuple[VisionFeatures, LanguageFeatures]:
+    ) -> tuple[VisionFeatures, LanguageFeatures | None]:
         """Backbone features of images (B, C, 3, h, w) and text (B, L); features that are given are not computed again.
+
+        A vision-action prior has no language features, whatever it is given: it does not look at the text.
 
         Raises ValueError when something would have to be encoded and no backbone is attached, or an input is missing.
         """
-        if vision_features is not None and language_features is not None:
-            return vision_features, language_features
+        heard = self.config.language
+        if vision_features is not None and (language_features is not None or not heard):
+            return vision_features, language_features if heard else None
         if self.backbone is None:
             raise ValueError(
                 "no backbone is attached to encode images and text: load with from_pretrained(..., backbone=folder), "
@@ -161,30 +194,60 @@ class PriorVLAModel(MotionPreTrainedModel):
         if vision_features is None:
             if pixel_values is None:
                 raise ValueError("pass pixel_values (B, C, 3, h, w) or vision_features")
-            vision_features = self.backbone.encode_vision(pixel_values, pixel_attention_mask)
+            vision_features = self.backbone.encode_vision(pixel_values, pixel_attention_mask, self.config.taps)
+        if not heard:
+            return vision_features, None
         if language_features is None:
             if input_ids is None:
                 raise ValueError("pass input_ids (B, L) or language_features")
-            language_features = self.backbone.encode_language(vision_features, input_ids, attention_mask)
+            language_features = self.backbone.encode_language(
+                vision_features, input_ids, attention_mask, self.config.taps
+            )
         return vision_features, language_features
 
     def predict_latent(
         self,
         vision_features: VisionFeatures,
-        language_features: LanguageFeatures,
+        language_features: LanguageFeatures | None,
         state: Tensor,
         embodiment_ids: Tensor,
         history_states: Tensor | None = None,
         history_actions: Tensor | None = None,
         history_mask: Tensor | None = None,
     ) -> Tensor:
-        """z' (B, z), unit L2 norm, at the query token; with the history's token when `history_actions` is given."""
-        history = has_history = None
-        if history_actions is not None and self.config.use_history:
-            history = self.encode(history_states, history_actions, embodiment_ids, history_mask)
-            if history_mask is not None:
-                has_history = history_mask.flatten(1).any(dim=1)
-        return self.fusion(vision_features, language_features, state, embodiment_ids, history, has_history)
+        """z' (B, z), unit L2 norm, at the query token; with the history's token when `history_actions` is given.
+
+        Raises ValueError when the host has no query token (`config.predicts_latent`).
+        """
+        past = self._encode_past(embodiment_ids, (history_states, history_actions, history_mask))
+        if isinstance(self.fusion, QueryTail):
+            assert self.backbone is not None and language_features is not None
+            return self.fusion(self.backbone, language_features, state, embodiment_ids, *past)
+        if self.fusion is None:
+            raise ValueError(f"fusion={self.config.fusion!r} predicts no latent: build the model with use_latent=True")
+        return self.fusion(vision_features, language_features, state, embodiment_ids, *past)
+
+    def look(
+        self,
+        vision_features: VisionFeatures,
+        language_features: LanguageFeatures | None,
+        state: Tensor,
+        embodiment_ids: Tensor,
+        past: Past = (None, None, None),
+    ) -> Sight | None:
+        """What the expert's layers see; None where they see nothing (`fusion="latent"`)."""
+        if self.memory is None:
+            return None
+        history = (None, None) if self.config.predicts_latent else self._encode_past(embodiment_ids, past)
+        return self.memory(vision_features, language_features, state, embodiment_ids, *history)
+
+    def _encode_past(self, embodiment_ids: Tensor, past: Past) -> tuple[Tensor | None, Tensor | None]:
+        """The history's token (B, z), and which rows have a past (B,); None where there is no history."""
+        states, actions, mask = past
+        if actions is None or not self.config.use_history:
+            return None, None
+        has_history = None if mask is None else mask.flatten(1).any(dim=1)
+        return self.encode(states, actions, embodiment_ids, mask), has_history
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -199,6 +262,7 @@ class PriorVLAModel(MotionPreTrainedModel):
         history_actions: Tensor | None = None,
         history_mask: Tensor | None = None,
         distillation_weight: float = 0.0,
+        loss_weights: Tensor | None = None,
         noise: Tensor | None = None,
         timestep: Tensor | None = None,
         prefix_length: Tensor | None = None,
@@ -206,12 +270,13 @@ class PriorVLAModel(MotionPreTrainedModel):
         generator: torch.Generator | None = None,
         **observation: Any,
     ) -> PriorVLAOutput:
-        """L_pred + distillation_weight (L_align + L_recon), paper A's Stage 2.
+        """L_pred + distillation_weight (L_align + L_recon), paper A's Stage 2; without z', L_pred alone (paper B).
 
         Args:
             actions (B, H, D), action_mask (B, H, D), states (B, H, S) of the same steps, state (B, S) now, all
                 normalised; history_* (B, H_hist, ·): the past window.
             distillation_weight: lambda(k). At 0 the trajectory encoder is not run on the future, and `states` not read.
+            loss_weights: (E, D) of every embodiment's dims in the flow losses; see `component_weights`.
             noise, timestep, prefix_length, draws, generator: as in `ActionPriorModel.forward`.
             observation: arguments of `encode_observation`.
 
@@ -221,59 +286,91 @@ class PriorVLAModel(MotionPreTrainedModel):
         follows z', whose error is noise enough).
         """
         vision, language = self.encode_observation(**observation)
-        latents = [self.predict_latent(vision, language, state, embodiment_ids)]
+        passes: list[Past] = [(None, None, None)]
         if self.config.use_history and history_actions is not None:
-            past = (history_states, history_actions, history_mask)
-            latents.append(self.predict_latent(vision, language, state, embodiment_ids, *past))
+            passes.append((history_states, history_actions, history_mask))
+        latents: list[Tensor] = []
+        if self.config.predicts_latent:
+            latents = [self.predict_latent(vision, language, state, embodiment_ids, *past) for past in passes]
         shown = list(latents)
+        if self.config.stop_gradient_into_backbone:
+            vision, language = _insulated(vision), _insulated(language)
+            if self.config.tail == "backbone":
+                shown = [latent.detach() for latent in latents]
+            elif latents:
+                shown = [self.predict_latent(vision, language, state, embodiment_ids, *past) for past in passes]
+        sight = self.look(vision, language, state, embodiment_ids, passes[-1])
+        with_history = [past is not passes[0] for past in passes]
         if distillation_weight > 0:
+            if not latents:
+                raise ValueError(
+                    f"distillation_weight={distillation_weight}: fusion={self.config.fusion!r} has no z' to align with "
+                    "the prior's latent: set it to 0, or build the model with use_latent=True"
+                )
             target = self.encode(states, actions, embodiment_ids, action_mask)
             shown.append(target)
-        if draws is None:
-            draws = self.draw(len(actions), actions.shape[1], generator)
-        flow_losses, velocity = self._flow_losses(
-            shown, actions, state, embodiment_ids, action_mask, noise, timestep, prefix_length, draws
+            with_history.append(False)
+        draws = draws or self.draw(len(actions), actions.shape[1], generator)
+        context = self.expert.encode_context(
+            embodiment_ids.repeat(len(with_history)),
+            torch.cat(shown) if shown else None,
+            state=state.repeat(len(with_history), 1),
+            sight=sight and sight.repeat(with_history),
         )
-        losses = {"pred": torch.stack(flow_losses[: len(latents)]).mean()}
+        flows = self._flows(
+            len(with_history),
+            context,
+            actions,
+            embodiment_ids,
+            action_mask,
+            noise,
+            timestep,
+            prefix_length,
+            draws,
+            loss_weights,
+        )
+        flow_losses = [flow.loss() for flow in flows]
+        losses = {"pred": torch.stack(flow_losses[: len(passes)]).mean()}
         loss = losses["pred"]
         if distillation_weight > 0:
             losses["align"] = torch.stack([alignment_loss(latent, target) for latent in latents]).mean()
             losses["recon"] = flow_losses[-1]
             loss = loss + distillation_weight * (losses["align"] + losses["recon"])
-        return PriorVLAOutput(loss=loss, losses=losses, velocity=velocity, latent=latents[0])
+        return PriorVLAOutput(
+            loss=loss, losses=losses, velocity=flows[0].velocity, latent=latents[0] if latents else None
+        )
 
-    def _flow_losses(
+    def _flows(
         self,
-        latents: list[Tensor],
+        copies: int,
+        context: list[LayerPrefix],
         actions: Tensor,
-        state: Tensor,
         embodiment_ids: Tensor,
         action_mask: Tensor | None,
         noise: Tensor | None,
         timestep: Tensor | None,
         prefix_length: Tensor | None,
         draws: FlowDraws,
-    ) -> tuple[list[Tensor], Tensor]:
-        """The flow loss under each of `latents`, in one pass of the expert, and the first one's velocity."""
-        copies = len(latents)
+        loss_weights: Tensor | None,
+    ) -> list[FlowPrediction]:
+        """The flow of as many `copies` of a batch as `context` is of, in one pass of the expert."""
         noise = draws.noise if noise is None else noise
         timestep = draws.timestep if timestep is None else timestep
         mask = self.real_entries(embodiment_ids, actions.shape[1], action_mask)
         if prefix_length is None:
             prefix_length = self.training_prefix(mask, draws)
-        ids = embodiment_ids.repeat(copies)
-        context = self.expert.encode_context(ids, torch.cat(latents), state=state.repeat(copies, 1))
         flow = self.predict_velocity(
             actions.repeat(copies, 1, 1),
-            ids,
+            embodiment_ids.repeat(copies),
             context,
             mask.repeat(copies, 1, 1),
             noise.repeat(copies, 1, 1),
             timestep.repeat(copies, *[1] * (timestep.dim() - 1)),
             None if prefix_length is None else prefix_length.repeat(copies),
         )
-        parts = [type(flow)(*part) for part in zip(*(tensor.chunk(copies) for tensor in flow), strict=True)]
-        return [part.loss() for part in parts], parts[0].velocity
+        weights = None if loss_weights is None else loss_weights[embodiment_ids]
+        parts = zip(*(tensor.chunk(copies) for tensor in (flow.velocity, flow.target, flow.mask)), strict=True)
+        return [FlowPrediction(velocity, target, own, weights) for velocity, target, own in parts]
 
     # --- acting -------------------------------------------------------------------------------------------------------
 
@@ -292,32 +389,56 @@ class PriorVLAModel(MotionPreTrainedModel):
         attention_mask: Tensor | None = None,
         vision_features: VisionFeatures | None = None,
         language_features: LanguageFeatures | None = None,
+        use_cache: bool = True,
         **sampling: Any,
     ) -> Tensor:
         """Normalised chunks (B, H, D), float32, for what is seen, heard and felt now.
 
-        Everything up to z' is computed once a chunk; only the expert runs at every denoising step. `sampling` takes
-        `num_inference_steps`, `noise`, `generator`, `prefix_actions`, `prefix_length`, `action_mask` and `scheduler` as
-        in `ActionPriorModel.sample_actions`.
+        Nothing that is seen or heard knows time or actions, so that all of it, down to every layer's keys and values,
+        is computed once a chunk; only the action tokens run at every denoising step. `use_cache=False` computes it
+        again for every step, to the same result, to measure what that saves. `sampling` takes `num_inference_steps`,
+        `noise`, `generator`, `prefix_actions`, `prefix_length`, `action_mask` and `scheduler` as in
+        `ActionPriorModel.sample_actions`.
         """
-        vision, language = self.encode_observation(
-            pixel_values, pixel_attention_mask, input_ids, attention_mask, vision_features, language_features
-        )
         past = (history_states, history_actions, history_mask)
-        latent = self.predict_latent(vision, language, state, embodiment_ids, *past)
-        context = self.expert.encode_context(embodiment_ids, latent, state=state)
-        return self.generate(embodiment_ids, context, **sampling)
+
+        def context() -> list[LayerPrefix]:
+            vision, language = self.encode_observation(
+                pixel_values, pixel_attention_mask, input_ids, attention_mask, vision_features, language_features
+            )
+            latent = None
+            if self.config.predicts_latent:
+                latent = self.predict_latent(vision, language, state, embodiment_ids, *past)
+            sight = self.look(vision, language, state, embodiment_ids, past)
+            return self.expert.encode_context(embodiment_ids, latent, state=state, sight=sight)
+
+        return self.generate(embodiment_ids, context() if use_cache else context, **sampling)
 
 
-def inherited_fields(prior: ActionPriorConfig) -> dict[str, Any]:
-    """What a VLA's config takes from the prior's: expert, encoder and flow, so that shapes cannot disagree."""
+def inherited_fields(prior: ActionPriorConfig, given: dict[str, Any]) -> dict[str, Any]:
+    """What a policy takes from a prior's config: expert, encoder and flow, so that shapes cannot disagree.
+
+    The trajectory encoder is left out where neither z' nor history, by the other fields `given`, needs it.
+    """
     names = {field.name for field in fields(MotionConfig)} - {field.name for field in fields(PreTrainedConfig)}
-    return {name: value for name, value in prior.to_dict().items() if name in names}
+    inherited = {name: value for name, value in prior.to_dict().items() if name in names}
+    if given.get("fusion", "latent") != "latent" and not given.get("use_latent") and not given.get("use_history"):
+        inherited["encoder"] = None
+    return inherited
 
 
 def alignment_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """||z' - stopgrad(z)||^2 summed over latent dims, mean over windows; both (B, z) of unit norm (paper A)."""
     return (predicted - target.detach()).square().sum(dim=-1).mean()
+
+
+def _insulated(features: Any) -> Any:
+    """Features through which no gradient goes back."""
+    return features and replace(features, hidden_states=features.hidden_states.detach())
+
+
+def _name_of(prior: PreTrainedModel | str | os.PathLike[str], otherwise: str) -> str:
+    return (prior.config._name_or_path or otherwise) if isinstance(prior, nn.Module) else str(prior)
 
 
 __all__ = ["PriorVLAModel", "PriorVLAOutput"]

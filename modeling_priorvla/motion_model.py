@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,19 +12,23 @@ from transformers import initialization as init
 
 from ..configuration.configuration_expert import MotionConfig
 from .adding_embodiments import add_embodiment, train_only_embodiment
-from .expert import ActionExpert, Modulation
+from .expert import ActionExpert
+from .expert_layer import ExpertLayer, LayerPrefix, Modulation
 from .flow_draws import FlowDraws, draw_flow, prefix_lengths
 from .flow_matching import integrate, interpolate, velocity_loss
-from .layers import EmbodimentLinear, KeyValue
+from .layers import EmbodimentLinear
 from .trajectory_encoder import TrajectoryEncoder
+
+ALIGNMENT = 64  # bytes, of what torch allocates on a CPU
 
 
 class FlowPrediction(NamedTuple):
-    """Velocity and target (B, H, D), and the entries (B, H, D) that count."""
+    """Velocity and target (B, H, D), the entries (B, H, D) that count, and how much each dim does (B, D)."""
 
     velocity: Tensor
     target: Tensor
     mask: Tensor
+    weights: Tensor | None = None
 
     def loss(self) -> Tensor:
         """Scalar, see `velocity_loss`."""
@@ -45,8 +50,25 @@ class MotionPreTrainedModel(PreTrainedModel):
         for name in config.sub_configs:  # the attention of sub-configs' modules follows this model's
             if (sub_config := getattr(config, name)) is not None:
                 sub_config._attn_implementation = config._attn_implementation
-        self.expert = ActionExpert(config.expert)
+        self.expert = ActionExpert(config.expert, self._expert_layers(config))
         self.encoder = TrajectoryEncoder(config.encoder, config.expert) if config.encoder is not None else None
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As every transformers model; the weights come to lie where freshly made ones would.
+
+        Where a file's tensors are used in place, their addresses are odd, and matrix products on a CPU round them
+        another way: a policy would differ from the prior that it was made of in the seventh digit.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        for parameter in (loaded[0] if isinstance(loaded, tuple) else loaded).parameters():
+            if parameter.data_ptr() % ALIGNMENT:
+                parameter.data = parameter.data.clone()
+        return loaded
+
+    def _expert_layers(self, config: Any) -> list[ExpertLayer] | None:
+        """The layers of a model whose expert does more than move."""
+        return None
 
     def encode(
         self,
@@ -84,7 +106,7 @@ class MotionPreTrainedModel(PreTrainedModel):
         self,
         actions: Tensor,
         embodiment_ids: Tensor,
-        context: list[KeyValue] | None,
+        context: list[LayerPrefix],
         mask: Tensor,
         noise: Tensor,
         timestep: Tensor,
@@ -164,7 +186,7 @@ class MotionPreTrainedModel(PreTrainedModel):
     def generate(
         self,
         embodiment_ids: Tensor,
-        context: list[KeyValue] | None,
+        context: list[LayerPrefix] | Callable[[], list[LayerPrefix]],
         *,
         num_inference_steps: int | None = None,
         noise: Tensor | None = None,
@@ -176,6 +198,7 @@ class MotionPreTrainedModel(PreTrainedModel):
     ) -> Tensor:
         """Integrates a chunk (B, H, D) from noise with the expert's velocity; entries that are not real are zero.
 
+        `context` does not change while a chunk is made; a function that gives it is called for every evaluation.
         Noise is drawn on the generator's device (without one, on the CPU) and moved, so that a seed means one chunk.
         """
         expert = self.config.expert
@@ -185,8 +208,9 @@ class MotionPreTrainedModel(PreTrainedModel):
         elif noise.shape != shape:
             raise ValueError(f"noise has shape {tuple(noise.shape)}, this model draws chunks of shape {shape}")
         mask = self.real_entries(embodiment_ids, expert.chunk_size, action_mask)
+        prefixes = context if callable(context) else lambda: context
         actions = integrate(
-            lambda x, tau, clean: self.expert(x, tau, embodiment_ids, context, mask, clean),
+            lambda x, tau, clean: self.expert(x, tau, embodiment_ids, prefixes(), mask, clean),
             noise.to(embodiment_ids.device),
             scheduler=scheduler or self.config.scheduler,
             num_inference_steps=num_inference_steps or self.config.num_inference_steps,

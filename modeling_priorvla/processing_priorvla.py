@@ -328,6 +328,8 @@ class PriorVLAProcessor(ProcessorMixin):
         blank = [] if frames else [np.zeros((8, 8, 3), dtype=np.uint8)]  # tells the output size when nothing else does
         pixels = self.image_processor(images=frames + blank, input_data_format="channels_last", return_tensors="pt")
         pixels = pixels["pixel_values"]
+        if pixels.ndim == 5:  # (examples, images, 3, h, w) where a processor groups them, as SmolVLM's
+            pixels = pixels.flatten(0, 1)
         pixel_values = torch.zeros(*present.shape, *pixels.shape[1:], dtype=pixels.dtype)
         pixel_values[present] = pixels[: len(frames)]
         return {"pixel_values": pixel_values, "pixel_attention_mask": present}
@@ -376,14 +378,19 @@ def load_image_processor(place: str, **hub: Any) -> ImageProcessingMixin:
     """The image processor saved in a folder or Hub repository, in its version that computes with Pillow.
 
     By name and not through `AutoImageProcessor`: that prefers torchvision, and in transformers 5.17 cannot even be
-    called without it. Raises ValueError when the class has no Pillow version.
+    called without it. One that splits large images (Idefics3, SmolVLM) is told to make one square of each (our choice:
+    a camera costs the same number of tokens whatever its resolution). Raises ValueError when the class has no Pillow
+    version.
     """
     settings, _ = ImageProcessingMixin.get_image_processor_dict(place, **hub)
     name = str(settings.get("image_processor_type")).removesuffix("Fast").removesuffix("Pil")
     image_processor = getattr(transformers, f"{name}Pil", None)
     if image_processor is None:
         raise ValueError(f"{place}: image processor {name!r} has no Pillow version in transformers, use another one")
-    return cast(ImageProcessingMixin, image_processor.from_pretrained(place, **hub))
+    loaded = image_processor.from_pretrained(place, **hub)
+    if getattr(loaded, "do_image_splitting", False):
+        loaded.do_image_splitting, loaded.size = False, loaded.max_image_size
+    return cast(ImageProcessingMixin, loaded)
 
 
 __all__ = ["PriorVLAProcessor", "load_image_processor"]

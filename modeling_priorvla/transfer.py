@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 @dataclass
 class TransferReport:
-    """Names of tensors: `loaded` from the prior, `created` fresh in the new model, `left` unused in the prior."""
+    """Names of tensors, as the new model calls them: `loaded` from the prior, `created` fresh, `left` in the prior."""
 
     source: str
     loaded: list[str] = field(default_factory=list)
@@ -23,13 +24,19 @@ class TransferReport:
 
 
 @torch.no_grad()
-def transfer_parameters(source: nn.Module, target: nn.Module, source_name: str = "prior") -> TransferReport:
-    """Copies every tensor whose name both models have.
+def transfer_parameters(
+    source: nn.Module,
+    target: nn.Module,
+    source_name: str = "prior",
+    rename: Callable[[str], str] = lambda name: name,
+) -> TransferReport:
+    """Copies every tensor whose name, after `rename`, both models have.
 
     Raises ValueError naming the tensor and both shapes when a shared name has different shapes; the target is then
     unchanged.
     """
-    theirs, ours = source.state_dict(), target.state_dict()
+    theirs = {rename(name): tensor for name, tensor in source.state_dict().items()}
+    ours = target.state_dict()
     shared = [name for name in ours if name in theirs]
     for name in shared:
         if theirs[name].shape != ours[name].shape:

@@ -1,4 +1,4 @@
-"""Fixtures of several test files: a backbone small enough to be run hundreds of times."""
+"""Fixtures of several test files."""
 
 from __future__ import annotations
 
@@ -8,43 +8,17 @@ from typing import Any
 
 import pytest
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-WORDS = [*SPECIAL, "open", "close", "the", "drawer", "door", "press", "button", "pick", "up", "red", "block", "now"]
-
 
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a random vision-text dual encoder: 28 px images, 16 patches, widths 16 (vision) and 24 (text)."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import (
-        BertConfig,
-        Dinov2Config,
-        PreTrainedTokenizerFast,
-        VisionTextDualEncoderConfig,
-        VisionTextDualEncoderModel,
-    )
-    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+    """Folder of a random vision-text dual encoder: see tiny_backbones.py."""
+    return load_beside("tiny_backbones").save_dual_encoder(tmp_path_factory.mktemp("tiny_backbone"))
 
-    folder = tmp_path_factory.mktemp("tiny_backbone")
-    vision = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=7)
-    text = BertConfig(
-        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=len(WORDS)
-    )
-    torch.manual_seed(0)
-    config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=8)
-    VisionTextDualEncoderModel(config=config).save_pretrained(folder)
 
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", WORDS.index("[CLS]")), ("[SEP]", WORDS.index("[SEP]"))]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    ).save_pretrained(folder)
-    BitImageProcessorPil(size={"height": 28, "width": 28}, do_center_crop=False).save_pretrained(folder)
-    return folder
+@pytest.fixture(scope="session")
+def tiny_smolvlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random SmolVLM: see tiny_backbones.py."""
+    return load_beside("tiny_backbones").save_smolvlm(tmp_path_factory.mktemp("tiny_smolvlm"))
 
 
 @pytest.fixture(scope="session")
@@ -128,6 +102,7 @@ def save_policy(tiny_backbone: Path, tiny_fields: dict[str, Any]) -> Callable[..
             encoder=tiny_fields["encoder"],
             fusion_transformer={"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1},
             backbone={key: reference[key] for key in BACKBONE_KEYS},
+            backbone_layers=reference["num_layers"],
             vision_hidden_size=reference["vision_hidden_size"],
             text_hidden_size=reference["text_hidden_size"],
             **fields,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -67,28 +68,62 @@ def pixels(*shape: int) -> torch.Tensor:
 def test_sizes_describe_the_features(backbone: DualEncoderBackbone, reference: dict[str, object]) -> None:
     vision = backbone.encode_vision(pixels(2, 3, 3, 28, 28))
     language = backbone.encode_language(vision, torch.tensor([[2, 4, 3, 0], [2, 5, 6, 3]]))
-    assert vision.hidden_states.shape == (2, 3 * backbone.tokens_per_image, backbone.vision_hidden_size)
+    assert vision.hidden_states.shape == (2, 1, 3 * backbone.tokens_per_image, backbone.vision_hidden_size)
     assert vision.mask.shape == (2, 3 * backbone.tokens_per_image)
-    assert language.hidden_states.shape == (2, 4, backbone.text_hidden_size)
+    assert language.hidden_states.shape == (2, 1, 4, backbone.text_hidden_size)
     assert reference["tokens_per_image"] == backbone.tokens_per_image == 16
     assert (reference["vision_hidden_size"], reference["text_hidden_size"]) == (16, 24)
+    assert (reference["num_layers"], reference["tail_hidden_size"], reference["language_reads_vision"]) == (
+        backbone.num_layers,
+        backbone.tail_hidden_size,
+        backbone.language_reads_vision,
+    )
 
 
 def test_vision_tokens_are_the_patch_tokens_in_order(backbone: DualEncoderBackbone) -> None:
     images = pixels(1, 2, 3, 28, 28)
     expected = backbone.model.vision_model(images[0]).last_hidden_state[:, 1:]
-    torch.testing.assert_close(backbone.encode_vision(images).hidden_states, expected.reshape(1, 32, 16))
+    torch.testing.assert_close(backbone.encode_vision(images).tap(2), expected.reshape(1, 32, 16))
+
+
+def test_every_tap_is_a_layer_of_the_vision_encoder(backbone: DualEncoderBackbone) -> None:
+    images = pixels(1, 2, 3, 28, 28)
+    layers = backbone.model.vision_model(images[0], output_hidden_states=True).hidden_states
+    features = backbone.encode_vision(images, taps=(0, 1, 2))
+    for tap in (0, 1):
+        assert torch.equal(features.tap(tap), layers[tap][:, 1:].reshape(1, 32, 16))
+    assert torch.equal(features.tap(2), backbone.encode_vision(images).tap(2))
+    assert torch.equal(backbone.encode_vision(images, taps=(1,)).tap(1), features.tap(1))
+
+
+def test_a_text_encoders_last_output_stands_for_every_layer(backbone: DualEncoderBackbone) -> None:
+    language = backbone.encode_language(None, torch.tensor([[2, 4, 3]]), taps=(0, 2))
+    assert torch.equal(language.tap(0), language.tap(2))
+
+
+def test_taps_that_are_not_there_are_named(backbone: DualEncoderBackbone) -> None:
+    with pytest.raises(ValueError, match=r"taps are \(1, 3\).*within 0 to 2"):
+        backbone.encode_vision(pixels(1, 1, 3, 28, 28), taps=(1, 3))
+    with pytest.raises(ValueError, match="layer 1 of the vision features was not tapped, there are: 0, 2"):
+        backbone.encode_vision(pixels(1, 1, 3, 28, 28), taps=(0, 2)).tap(1)
+
+
+def test_a_dual_encoder_takes_no_further_tokens(backbone: DualEncoderBackbone) -> None:
+    language = backbone.encode_language(None, torch.tensor([[2, 3]]))
+    with pytest.raises(ValueError, match="DualEncoderBackbone takes no further tokens: use tail='transformer'"):
+        backbone.encode_tail(language, torch.zeros(1, 1, 24))
 
 
 def test_absent_cameras_are_zero_and_their_values_change_nothing(backbone: DualEncoderBackbone) -> None:
     images, present = pixels(2, 2, 3, 28, 28), torch.tensor([[True, False], [False, True]])
     garbage = images.masked_fill(~present[:, :, None, None, None], float("nan"))
-    features, same = backbone.encode_vision(images, present), backbone.encode_vision(garbage, present)
+    features = backbone.encode_vision(images, present, taps=(1, 2))
+    same = backbone.encode_vision(garbage, present, taps=(1, 2))
     assert torch.equal(features.hidden_states, same.hidden_states)
     assert features.mask.equal(present.repeat_interleave(16, dim=1))
-    assert features.hidden_states[~features.mask].eq(0).all()
-    alone = backbone.encode_vision(images[:1, :1]).hidden_states
-    torch.testing.assert_close(features.hidden_states[:1, :16], alone, atol=1e-5, rtol=0)
+    assert features.hidden_states.transpose(1, 2)[~features.mask].eq(0).all()
+    alone = backbone.encode_vision(images[:1, :1], taps=(1, 2)).hidden_states
+    torch.testing.assert_close(features.hidden_states[:1, :, :16], alone, atol=1e-5, rtol=0)
 
 
 def test_no_camera_at_all_gives_zeros(backbone: DualEncoderBackbone) -> None:
@@ -99,13 +134,13 @@ def test_no_camera_at_all_gives_zeros(backbone: DualEncoderBackbone) -> None:
 
 def test_padding_and_other_rows_change_no_token_of_a_prompt(backbone: DualEncoderBackbone) -> None:
     prompt = torch.tensor([[2, 4, 6, 3]])
-    alone = backbone.encode_language(None, prompt).hidden_states
+    alone = backbone.encode_language(None, prompt).hidden_states[:, 0]
     batch = torch.tensor([[2, 4, 6, 3, 0, 0, 0], [2, 5, 6, 8, 9, 10, 3], [2, 4, 6, 3, 9, 9, 9]])
     mask = torch.tensor([[1] * 4 + [0] * 3, [1] * 7, [1] * 4 + [0] * 3])
     features = backbone.encode_language(None, batch, mask)
-    torch.testing.assert_close(features.hidden_states[:1, :4], alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(features.hidden_states[:1, 0, :4], alone, atol=1e-5, rtol=0)
     assert torch.equal(features.hidden_states[0], features.hidden_states[2])
-    assert features.hidden_states[~features.mask].eq(0).all()
+    assert features.hidden_states[:, 0][~features.mask].eq(0).all()
 
 
 def test_an_empty_prompt_gives_zeros(backbone: DualEncoderBackbone) -> None:
@@ -136,8 +171,8 @@ def test_other_vision_encoders_and_image_sizes_work(vision: str) -> None:
     vision_config = AutoConfig.for_model(vision, image_size=28, patch_size=7, **sizes)
     config = VisionTextDualEncoderConfig.from_vision_text_configs(vision_config, BertConfig(**sizes, vocab_size=20))
     backbone = DualEncoderBackbone(VisionTextDualEncoderModel(config=config))
-    assert backbone.encode_vision(pixels(1, 2, 3, 28, 28)).hidden_states.shape == (1, 2 * 16, 16)
-    assert backbone.encode_vision(pixels(1, 2, 3, 42, 28)).hidden_states.shape == (1, 2 * 24, 16)
+    assert backbone.encode_vision(pixels(1, 2, 3, 28, 28)).hidden_states.shape == (1, 1, 2 * 16, 16)
+    assert backbone.encode_vision(pixels(1, 2, 3, 42, 28)).hidden_states.shape == (1, 1, 2 * 24, 16)
 
 
 def test_wrong_shapes_are_named(backbone: DualEncoderBackbone) -> None:
@@ -177,6 +212,28 @@ def test_changed_weights_are_refused(tiny_backbone: Path, reference: dict[str, o
 def test_a_malformed_reference_is_refused(reference: dict[str, object] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_backbone(reference)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "message"),
+    [
+        ("instructblip", "cannot encode images without a text: its Q-Former reads the prompt"),
+        ("resnet", "'resnet' is unknown, there are adapters for: vision-text-dual-encoder, smolvlm, idefics3"),
+    ],
+)
+def test_a_kind_that_cannot_serve_is_refused_with_the_reason(tmp_path: Path, model_type: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(ValueError, match=message):
+        load_backbone(None, tmp_path)
+    with pytest.raises(ValueError, match=message):
+        describe_backbone(tmp_path, source="hub", name="owner/name")
+
+
+def test_an_adapter_refuses_a_folder_of_another_kind(tiny_smolvlm: Path) -> None:
+    with pytest.raises(ValueError, match=r"'smolvlm' is not one that DualEncoderBackbone takes.*use load_backbone"):
+        DualEncoderBackbone.from_pretrained(tiny_smolvlm)
+    with pytest.raises(TypeError, match="backbone is a Linear"):
+        load_backbone(None, torch.nn.Linear(2, 2))
 
 
 def test_a_backbone_that_is_nowhere_says_how_to_load_it(tmp_path: Path) -> None:
@@ -233,7 +290,7 @@ def test_the_packaged_vision_encoder_computes_what_its_onnx_graph_computes(packa
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     image = pixels(1, 3, 224, 224)
     expected = torch.from_numpy(session.run([last], {"input_image": image.numpy()})[0])[:, 1:]
-    found = DualEncoderBackbone.from_pretrained(packaged).encode_vision(image[:, None]).hidden_states
+    found = DualEncoderBackbone.from_pretrained(packaged).encode_vision(image[:, None]).tap(12)
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
 
 
@@ -246,7 +303,7 @@ def test_the_packaged_backbone_is_an_ordinary_folder_of_which_every_weight_is_us
     reference = describe_backbone(packaged, source="package", name=PACKAGED)
     assert (reference["image_size"], reference["tokens_per_image"]) == ([112, 112], 64)
     backbone = load_backbone(reference, packaged)
-    assert backbone.encode_vision(pixels(1, 1, 3, 112, 112)).hidden_states.shape == (1, 64, 384)
+    assert backbone.encode_vision(pixels(1, 1, 3, 112, 112)).hidden_states.shape == (1, 1, 64, 384)
 
 
 @needs_packaged
@@ -256,6 +313,6 @@ def test_packaged_sentences_of_one_meaning_are_closer_than_others(packaged: Path
     texts = ["open the drawer", "pull the drawer open", "the stock market fell on Monday"]
     tokens = AutoTokenizer.from_pretrained(packaged)(texts, padding=True, return_tensors="pt")
     backbone = DualEncoderBackbone.from_pretrained(packaged)
-    states = backbone.encode_language(None, tokens["input_ids"], tokens["attention_mask"]).hidden_states.sum(1)
+    states = backbone.encode_language(None, tokens["input_ids"], tokens["attention_mask"]).tap(12).sum(1)
     near, far = torch.cosine_similarity(states[0], states[1:]).tolist()
     assert near > 0.7 > 0.3 > far

@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,29 +14,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
+from safetensors.numpy import load_file as numpy_file
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import (
-    BertConfig,
-    Dinov2Config,
-    PreTrainedTokenizerFast,
-    VisionTextDualEncoderConfig,
-    VisionTextDualEncoderModel,
-)
-from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers import PreTrainedTokenizerFast
 
+from priorvla.configuration.backbone_reference import BACKBONE_KEYS
 from priorvla.configuration.configuration_action_prior import ActionPriorConfig
 from priorvla.configuration.configuration_priorvla import PriorVLAConfig
 from priorvla.configuration.embodiment import Embodiment, load_embodiments
 from priorvla.configuration.embodiment_registry import load_embodiment
 from priorvla.hub_cards.card import create_card, load_card, validate_card
+from priorvla.hub_cards.checkpoints import kind_of
 from priorvla.hub_cards.info import describe_checkpoint
 from priorvla.hub_cards.privacy import private_findings, scrub
 from priorvla.hub_cards.publishing import publish
-from priorvla.modeling_priorvla.backbone import weights_sha256
+from priorvla.modeling_priorvla.backbone import describe_backbone
 from priorvla.modeling_priorvla.modeling_action_prior import ActionPriorModel
 from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
@@ -46,6 +43,7 @@ EVALUATION = {
     "episode_steps": 200,
     "tasks": {"drawer-open": {"successes": 8, "trials": 10}, "door-open": {"successes": 0, "trials": 10}},
 }
+KINDS = ["action-prior", "vision-action-prior", "vla"]
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +95,18 @@ def vla_config() -> PriorVLAConfig:
 
 
 @pytest.fixture(scope="module")
+def sight_config(vla_config) -> PriorVLAConfig:
+    """Of a vision-action prior of two layers."""
+    expert = {**EXPERT, "expert_layers": ["motion"] * 2}
+    return PriorVLAConfig(expert=expert, backbone=vla_config.backbone, fusion="gated", language=False)
+
+
+@pytest.fixture(scope="module")
+def configs(prior_config, sight_config, vla_config) -> dict[str, Any]:
+    return {kind_of(config): config for config in (prior_config, sight_config, vla_config)}
+
+
+@pytest.fixture(scope="module")
 def prior(prior_config) -> ActionPriorModel:
     return ActionPriorModel(prior_config)
 
@@ -106,8 +116,9 @@ def processor() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"open": 0, "[UNK]": 1}, "[UNK]")))
 
 
-def snippets(card: ModelCard) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+def program(card: ModelCard) -> str:
+    """The card's Python, block after block: what somebody runs who reads it from top to bottom."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", card.text, re.DOTALL))
 
 
 def test_a_prior_card_has_the_headers_that_the_hub_searches(prior_config, embodiments):
@@ -126,14 +137,23 @@ def test_a_card_states_every_embodiments_dims_rate_kinds_and_normalisation(prior
     assert "delta: `j1`; absolute: `j2`" in text
 
 
-@pytest.mark.parametrize("kind", ["action-prior", "vla"])
-def test_a_card_states_what_is_learned_instead_and_its_snippet_passes_the_state(kind, prior_config, vla_config):
+def test_a_checkpoint_is_what_its_config_says(configs):
+    assert list(configs) == KINDS
+    for kind, config in configs.items():
+        assert kind_of(json.loads(config.to_json_string(use_diff=False))) == kind
+    assert kind_of({"model_type": "priorvla"}) == "vla"  # of before there were vision-action priors
+    with pytest.raises(ValueError, match="model_type 'bert' is not one of priorvla_action_prior, priorvla"):
+        kind_of({"model_type": "bert"})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_card_states_what_is_learned_instead_and_its_snippet_passes_the_state(kind, configs):
     body = load_embodiment("franka_eef")
-    config = prior_config if kind == "action-prior" else vla_config
+    config = configs[kind]
     text = create_card(kind, config=config, embodiments=[body], license="mit").text
     assert "`x`, `y`, `z`, `qx`, `qy`, `qz`, `qw` relative to the state at the chunk's first step" in text
     assert "(quaternion_xyzw) as 6-D rotation; 10 action and 10 state dims in the model" in text
-    (snippet,) = snippets(create_card(kind, config=config, embodiments=[body], license="mit"))
+    snippet = program(create_card(kind, config=config, embodiments=[body], license="mit"))
     ast.parse(snippet)
     assert 'embodiment="franka_eef", state=state)' in snippet and "import numpy as np" in snippet
     state = np.array(ast.literal_eval(re.search(r"state = np\.array\((\[.*\]), dtype", snippet)[1]))
@@ -176,10 +196,9 @@ def test_hub_sources_are_linked_and_local_ones_are_named_without_their_path(vla_
     assert str(tmp_path) not in str(card)
 
 
-@pytest.mark.parametrize("kind", ["action-prior", "vla"])
-def test_the_snippet_is_python_with_the_configs_shapes(kind, prior_config, vla_config, embodiments):
-    config = prior_config if kind == "action-prior" else vla_config
-    (snippet,) = snippets(create_card(kind, config=config, embodiments=embodiments, license="mit"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_snippet_is_python_with_the_configs_shapes(kind, configs, embodiments):
+    snippet = program(create_card(kind, config=configs[kind], embodiments=embodiments, license="mit"))
     ast.parse(snippet)
     assert "(1, 6, 4)" in snippet
     assert 'checkpoint = "."' in snippet
@@ -196,20 +215,24 @@ for folder, file, shape in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3]):
 """
 
 
-def test_the_snippets_run_as_they_stand_in_a_fresh_process(prior, embodiments, tmp_path):
+def test_the_snippets_run_as_they_stand_in_a_fresh_process(prior, embodiments, tiny_backbone, tmp_path):
     """From the checkpoint's folder, offline, with a backbone that was downloaded before."""
-    backbone = backbone_in_hub_cache(tmp_path / "hub", "owner/tiny-backbone")
-    vla = PriorVLAModel.from_action_prior(
-        prior, backbone=backbone["reference"], vision_hidden_size=16, text_hidden_size=16
-    )
+    backbone = into_hub_cache(tiny_backbone, tmp_path / "hub", "owner/tiny-backbone")
+    sight = PriorVLAModel(PriorVLAConfig(expert=dict(EXPERT), fusion="gated", language=False, **backbone))
+    policies = {
+        "vla": PriorVLAModel.from_action_prior(prior, **backbone),
+        "sight": sight,
+        "listening": PriorVLAModel.from_vision_action_prior(sight),
+    }
     cases: list[str] = []
-    for name, model, processor in (
-        ("prior", prior, PriorVLAProcessor(embodiments=embodiments, chunk_size=6)),
-        ("vla", vla, PriorVLAProcessor.for_backbone(backbone["folder"], embodiments, chunk_size=6)),
-    ):
+    for name, model in {"prior": prior, **policies}.items():
+        processor = (
+            PriorVLAProcessor.for_backbone(tiny_backbone, embodiments, chunk_size=6)
+            if name in policies
+            else PriorVLAProcessor(embodiments=embodiments, chunk_size=6)
+        )
         folder = publish(model, processor, tmp_path / name, license="mit")
-        (snippet,) = snippets(load_card(folder))
-        (tmp_path / f"{name}.py").write_text(snippet)
+        (tmp_path / f"{name}.py").write_text(program(load_card(folder)))
         cases += [str(folder), str(tmp_path / f"{name}.py"), "(1, 6, 4)"]
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(
@@ -218,30 +241,24 @@ def test_the_snippets_run_as_they_stand_in_a_fresh_process(prior, embodiments, t
     assert result.returncode == 0, result.stderr
 
 
-def backbone_in_hub_cache(cache: Path, repository: str) -> dict[str, Any]:
-    """A tiny dual encoder with its processors, lying where huggingface_hub puts what it downloads."""
+def into_hub_cache(backbone: Path, cache: Path, repository: str) -> dict[str, Any]:
+    """Lays a backbone's folder where huggingface_hub puts what it downloads; fields of a config that refers to it."""
     commit = "0" * 40
     home = cache / f"models--{repository.replace('/', '--')}"
-    folder = home / "snapshots" / commit
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = VisionTextDualEncoderConfig.from_vision_text_configs(
-        Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14),
-        BertConfig(vocab_size=8, max_position_embeddings=40, **sizes),
-        projection_dim=16,
-    )
-    VisionTextDualEncoderModel(config).save_pretrained(folder)
-    BitImageProcessorPil(size={"height": 28, "width": 28}, do_center_crop=False).save_pretrained(folder)
-    words = Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 1, "open": 2}, "[UNK]"))
-    words.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    shutil.copytree(backbone, home / "snapshots" / commit)
     (home / "refs").mkdir()
     (home / "refs" / "main").write_text(commit)
-    reference = {"source": "hub", "name": repository, "sha256": weights_sha256(folder)}
-    return {"folder": folder, "reference": reference}
+    described = describe_backbone(backbone, source="hub", name=repository)
+    return {
+        "backbone": {key: described[key] for key in BACKBONE_KEYS},
+        "backbone_layers": described["num_layers"],
+        "vision_hidden_size": described["vision_hidden_size"],
+        "text_hidden_size": described["text_hidden_size"],
+    }
 
 
 def test_the_snippet_names_the_repository_when_the_card_knows_it(prior_config, embodiments):
-    (snippet,) = snippets(
+    snippet = program(
         create_card("action-prior", config=prior_config, embodiments=embodiments, license="mit", name="me/prior")
     )
     assert 'checkpoint = "me/prior"' in snippet
@@ -439,6 +456,36 @@ def test_a_vla_is_published_with_its_trajectory_encoder_only_when_history_needs_
     assert vla.encoder is not None
     assert vla.config.encoder is not None
     assert again.config.use_history is use_history
+
+
+@pytest.mark.parametrize("training", ["lora", "full"])
+def test_a_tuned_backbone_is_published_as_far_as_it_was_trained(training, save_policy, tiny_backbone, bodies, tmp_path):
+    source = save_policy(tmp_path / "run", bodies, fusion="joint")
+    model = PriorVLAModel.from_pretrained(source, backbone=None)
+    model.config.backbone_training = training
+    model.attach_backbone(tiny_backbone)
+    with torch.no_grad():
+        for tensor in model.trained_tensors().values():
+            tensor += 1
+    processor = PriorVLAProcessor.from_pretrained(source)
+    folder = publish(model, processor, tmp_path / "out", license="mit")
+    size = sum(tensor.size for tensor in numpy_file(folder / "model.safetensors").values())
+    assert f"| parameters saved | {size / 1e6:.2f} M |" in load_card(folder).text
+    assert "trained adapters (LoRA) are here" in describe_checkpoint(folder) or training == "full"
+    again = PriorVLAModel.from_pretrained(folder, backbone=tiny_backbone).trained_tensors()
+    assert again and all(tensor.equal(again[name]) for name, tensor in model.trained_tensors().items())
+
+
+def test_a_vision_action_prior_is_published_whole_and_its_card_has_the_models_gates(
+    prior, processor, embodiments, tmp_path
+):
+    sight = PriorVLAModel.from_action_prior(prior, fusion="joint", use_latent=True, language=False)
+    folder = publish(sight, processor, tmp_path / "sight", license="mit", embodiments=embodiments)
+    assert set(load_file(folder / "model.safetensors")) == set(sight.state_dict())
+    card = load_card(folder)
+    assert "vision-action-prior" in card.data.tags and card.text.startswith("\n# Vision-action prior for sawyer, arm")
+    assert sum(name.endswith("memory_gate") for name in sight.gate_values()) == 1
+    assert "| layer | `memory` |" in card.text and "| 0 | 0 |" in card.text
 
 
 def test_a_folder_without_a_card_is_an_error_that_names_it(tmp_path):

@@ -19,15 +19,24 @@ from priorvla.training.data.trajectory_dataset import expert_dims
 
 RUN = ["--config", "--dataset", "--output-dir", "--max-steps", "--seed", "--device", "--resume", "--holdout"]
 COLLECT = ["--config", "--env", "--tasks", "--episodes", "--output-dir", "--no-images", "--noise", "--image-size"]
-TRAIN = ["--prior", "--control", "--backbone", "--backbone-dtype", "--frame-stride", "--cache-dir", "--max-cache-gb"]
+TRAIN = [
+    "--prior",
+    "--control",
+    "--fusion",
+    "--backbone",
+    "--backbone-dtype",
+    "--frame-stride",
+    "--cache-dir",
+    "--max-cache-gb",
+]
 EVALUATE = ["checkpoint", "--config", "--env", "--tasks", "--trials", "--output-dir", "--execute-steps", "--films"]
 SIMULATOR = ["--robot", "--action-space", "--video"]
 INSPECTED = ["--chunk-size", "--episodes", "--strict", "--mapping"]
 OPTIONS = {
     "collect": [*COLLECT, *SIMULATOR, "--max-episode-steps", "--workers", "--seed", "--overwrite"],
     "inspect": ["dataset", "--config", "--output-dir", "--no-images", *INSPECTED],
-    "pretrain": ["--kind", "--prior", "--train-all", "--stream", *RUN],
-    "train": [*TRAIN, *RUN],
+    "pretrain": ["--kind", "--train-all", "--stream", "--data-share", *TRAIN, *RUN],
+    "train": [*TRAIN, "--insertion", "--listening", *RUN],
     "evaluate": [*EVALUATE, "--max-episode-steps", "--blank-images", "--backbone", "--workers", "--seed", "--device"],
     "info": ["checkpoint", "--config", "--dataset", "--output-dir", "--seed"],
 }

@@ -1,21 +1,28 @@
 """Backbone features on disk: a frame is encoded once, and never taken for another backbone's or dataset's."""
 
+import json
+import os
+import shutil
+import tempfile
 from dataclasses import replace
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
+from torch.nn.functional import pad
 
-from priorvla.modeling_priorvla.backbone import DualEncoderBackbone
+from priorvla.modeling_priorvla.backbone import load_backbone
+from priorvla.modeling_priorvla.dual_encoder import DualEncoderBackbone
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from priorvla.training.data.feature_cache import FeatureCache
-from priorvla.training.data.observation_dataset import ObservationDataset
+from priorvla.training.data.feature_files import FeatureFile
+from priorvla.training.data.instructions import Instructions
 from priorvla.training.data.readers import load_trajectories
-from priorvla.training.data.trajectory_dataset import TrajectoryDataset
 
 H = 4
 LENGTHS = [5, 3, 4]
-PATCHES, WIDTH, TEXT_WIDTH = 16, 16, 24
+PATCHES, WIDTH = 16, 16
+TAPS = (0, 2)
 
 
 @pytest.fixture(scope="module")
@@ -49,41 +56,41 @@ def count_images(backbone) -> list[int]:
 
 
 def encode_directly(source, backbone, processor, steps, cameras=("front",)):
-    """Features of (trajectory, step) pairs in one batch, without a cache."""
+    """Features (n, T, cameras, P, d) of (trajectory, step) pairs in one batch, without a cache."""
     images = [
         {camera: source.trajectories[trajectory].frames.read(camera, [step])[0] for camera in cameras}
         for trajectory, step in steps
     ]
     inputs = processor(embodiment=source.embodiment.name, images=images)
     with torch.no_grad():
-        features = backbone.encode_vision(inputs["pixel_values"], inputs["pixel_attention_mask"])
-    return features.hidden_states.view(len(steps), -1, PATCHES, WIDTH)
+        features = backbone.encode_vision(inputs["pixel_values"], inputs["pixel_attention_mask"], TAPS)
+    return features.hidden_states.view(len(steps), len(TAPS), -1, PATCHES, WIDTH)
 
 
 def test_cached_features_are_the_backbones_to_the_bit(tmp_path, source, backbone, processor):
-    cache = FeatureCache(tmp_path, source, backbone, processor)
+    cache = FeatureCache(tmp_path, source, backbone, processor, TAPS)
     steps = [(0, 0), (0, 4), (1, 2), (2, 0)]
-    entries = cache.entry(*torch.tensor(steps).T)
+    entries = torch.tensor([cache.first_entry[trajectory] + step for trajectory, step in steps])
     cache.encode(entries)
     expected = encode_directly(source, backbone, processor, steps)
-    assert torch.equal(cache[entries], expected) and expected.std() > 0
+    assert torch.equal(cache.vision[entries], expected) and expected.std() > 0
     backwards = entries.flip(0)
-    assert torch.equal(cache[backwards], expected.flip(0))
+    assert torch.equal(cache.vision[backwards], expected.flip(0))
 
 
 def test_a_frame_is_encoded_once_and_a_second_run_encodes_none(tmp_path, source, backbone, processor):
     counts = count_images(backbone)
-    first = FeatureCache(tmp_path, source, backbone, processor)
+    first = FeatureCache(tmp_path, source, backbone, processor, TAPS)
     first.encode(torch.tensor([3, 0, 3, 7]))
     first.encode(torch.tensor([0, 7, 8]))
     assert counts == [3, 1]
-    again = FeatureCache(tmp_path, source, backbone, processor)
+    again = FeatureCache(tmp_path, source, backbone, processor, TAPS)
     again.encode(torch.tensor([0, 3, 7, 8]))
     assert counts == [3, 1] and len(again.missing(torch.arange(12))) == 8
 
 
 def test_an_interrupted_encoding_goes_on_with_the_rest(tmp_path, source, backbone, processor):
-    whole = FeatureCache(tmp_path / "whole", source, backbone, processor)
+    whole = FeatureCache(tmp_path / "whole", source, backbone, processor, TAPS)
     whole.encode(torch.arange(12), batch_size=4)
     calls = count_images(backbone)
 
@@ -92,16 +99,16 @@ def test_an_interrupted_encoding_goes_on_with_the_rest(tmp_path, source, backbon
             raise KeyboardInterrupt
 
     hook = backbone.model.vision_model.register_forward_pre_hook(interrupt)
-    cache = FeatureCache(tmp_path / "parts", source, backbone, processor)
+    cache = FeatureCache(tmp_path / "parts", source, backbone, processor, TAPS)
     with pytest.raises(KeyboardInterrupt):
         cache.encode(torch.arange(12), batch_size=4)
     hook.remove()
     calls.clear()
-    resumed = FeatureCache(tmp_path / "parts", source, backbone, processor)
+    resumed = FeatureCache(tmp_path / "parts", source, backbone, processor, TAPS)
     assert resumed.missing(torch.arange(12)).tolist() == list(range(4, 12))
     resumed.encode(torch.arange(12), batch_size=4)
     assert calls == [4, 4]
-    assert torch.equal(resumed[torch.arange(12)], whole[torch.arange(12)])
+    assert torch.equal(resumed.vision[torch.arange(12)], whole.vision[torch.arange(12)])
 
 
 def test_whatever_changes_the_features_changes_the_folder(
@@ -121,25 +128,26 @@ def test_whatever_changes_the_features_changes_the_folder(
         (other_data, backbone, processor),
         (fewer, backbone, processor),
     ]
-    folders = [FeatureCache(tmp_path, *parts).folder for parts in caches]
-    assert len(set(folders)) == len(caches)
-    assert FeatureCache(tmp_path, source, backbone, processor).folder == folders[0]
+    folders = [FeatureCache(tmp_path, *parts, TAPS).vision.folder for parts in caches]
+    folders.append(FeatureCache(tmp_path, source, backbone, processor, (1, 2)).vision.folder)
+    assert len(set(folders)) == len(caches) + 1
+    assert FeatureCache(tmp_path, source, backbone, processor, TAPS).vision.folder == folders[0]
 
 
 def test_a_dataset_that_has_moved_keeps_its_features(tmp_path, source, backbone, processor):
     moved = replace(source, root=tmp_path / "elsewhere")
     assert (
-        FeatureCache(tmp_path, moved, backbone, processor).folder
-        == FeatureCache(tmp_path, source, backbone, processor).folder
+        FeatureCache(tmp_path, moved, backbone, processor, TAPS).vision.folder
+        == FeatureCache(tmp_path, source, backbone, processor, TAPS).vision.folder
     )
 
 
 def test_features_keep_the_backbones_dtype(tmp_path, source, tiny_backbone, processor):
     backbone = DualEncoderBackbone.from_pretrained(tiny_backbone, dtype=torch.bfloat16)
-    cache = FeatureCache(tmp_path, source, backbone, processor)
+    cache = FeatureCache(tmp_path, source, backbone, processor, TAPS)
     cache.encode(torch.tensor([0]))
-    assert cache[torch.tensor([0])].dtype == torch.bfloat16
-    assert cache.bytes_per_step == PATCHES * WIDTH * 2
+    assert cache.vision[torch.tensor([0])].dtype == torch.bfloat16
+    assert cache.bytes_per_step == len(TAPS) * PATCHES * WIDTH * 2
 
 
 def test_cameras_stand_in_the_order_of_the_checkpoints_embodiment(
@@ -149,89 +157,183 @@ def test_cameras_stand_in_the_order_of_the_checkpoints_embodiment(
     source = load_trajectories(write_demonstrations(tmp_path / "three", recorded, [3]), frames=True)
     known = replace(bodies[0], cameras=["front", "wrist"])
     processor = PriorVLAProcessor.for_backbone(tiny_backbone, [known], chunk_size=H)
-    cache = FeatureCache(tmp_path, source, backbone, processor)
+    cache = FeatureCache(tmp_path, source, backbone, processor, TAPS)
     cache.encode(torch.tensor([1]))
     for slot, camera in enumerate(known.cameras):
         alone = PriorVLAProcessor.for_backbone(tiny_backbone, [replace(known, cameras=[camera])], chunk_size=H)
         expected = encode_directly(source, backbone, alone, [(0, 1)], [camera])
-        torch.testing.assert_close(cache[torch.tensor([1])][:, slot], expected[:, 0])
+        torch.testing.assert_close(cache.vision[torch.tensor([1])][:, :, slot], expected[:, :, 0])
 
 
 def test_a_dataset_without_frames_or_without_a_camera_is_refused_and_nothing_is_written(
     tmp_path, bodies, source, backbone, tiny_backbone, processor
 ):
     with pytest.raises(ValueError, match=r"demos was loaded without frames.*frames=True"):
-        FeatureCache(tmp_path, load_trajectories(source.root), backbone, processor)
+        FeatureCache(tmp_path, load_trajectories(source.root), backbone, processor, TAPS)
     for cameras, message in ((["front", "wrist"], "episode 0 has no camera 'wrist'"), ([], "'small' has no cameras")):
         other = PriorVLAProcessor.for_backbone(tiny_backbone, [replace(bodies[0], cameras=cameras)], chunk_size=H)
         with pytest.raises(ValueError, match=message):
-            FeatureCache(tmp_path, source, backbone, other)
+            FeatureCache(tmp_path, source, backbone, other, TAPS)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_backbone_built_in_memory_has_no_cache(tmp_path, source, backbone, processor):
+def test_a_backbone_built_in_memory_or_in_training_has_no_cache(tmp_path, source, backbone, processor):
     with pytest.raises(ValueError, match="built in memory"):
-        FeatureCache(tmp_path, source, DualEncoderBackbone(backbone.model), processor)
+        FeatureCache(tmp_path, source, DualEncoderBackbone(backbone.model), processor, TAPS)
+    next(backbone.model.vision_model.parameters()).requires_grad_(True)
+    with pytest.raises(ValueError, match=r"being trained .*LiveObservationDataset"):
+        FeatureCache(tmp_path, source, backbone, processor, TAPS)
 
 
-# --- windows with what was seen and said ------------------------------------------------------------------------------
+def test_layers_that_the_backbone_does_not_have_are_refused(tmp_path, source, backbone, processor):
+    for taps in ((0, 3), (2, 1), ()):
+        with pytest.raises(ValueError, match="ascend and lie within 0 to 2"):
+            FeatureCache(tmp_path, source, backbone, processor, taps)
 
 
-def test_more_than_the_size_limit_is_refused_before_anything_is_written(tmp_path, bodies, source, backbone, processor):
-    counts = count_images(backbone)
-    windows = TrajectoryDataset([source], bodies, H)
-    needed = 12 * PATCHES * WIDTH * 4 / 1e9
-    with pytest.raises(ValueError, match=r"would take .* GB, more than --max-cache-gb .*--frame-stride"):
-        ObservationDataset(windows, [source], backbone, processor, tmp_path / "cache", max_cache_gb=needed * 0.99)
-    assert not (tmp_path / "cache").exists() and not counts
-    ObservationDataset(windows, [source], backbone, processor, tmp_path / "cache", max_cache_gb=needed * 1.01)
-    assert sum(counts) == 12
+# --- folders that are not what their name promises --------------------------------------------------------------------
 
 
-def test_a_stride_encodes_only_the_frames_that_a_window_starts_at(tmp_path, bodies, source, backbone, processor):
-    counts = count_images(backbone)
-    windows = TrajectoryDataset([source], bodies, H, stride=2)
-    ObservationDataset(windows, [source], backbone, processor, tmp_path)
-    assert sum(counts) == len(windows) == 3 + 2 + 2
+def edit_key(folder, **fields):
+    key = json.loads((folder / "key.json").read_text())
+    (folder / "key.json").write_text(json.dumps(key | fields))
 
 
-def test_a_batch_of_two_bodies_has_each_windows_own_frame_and_instruction(
-    tmp_path, bodies, write_demonstrations, source, tiny_backbone, backbone
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: edit_key(folder, taps=[1, 2]), r"taps=\[1, 2\], expected \[0, 2\]"),
+        (lambda folder: edit_key(folder, format=1), "format=1, expected"),
+        (lambda folder: edit_key(folder, backbone_sha256="0" * 64), "backbone_sha256"),
+        (lambda folder: (folder / "key.json").write_text("{"), "Expecting"),
+        (lambda folder: (folder / "key.json").write_text("[]"), "no JSON object"),
+        (lambda folder: (folder / "key.json").unlink(), "No such file"),
+        (lambda folder: os.truncate(folder / "features.bin", 64), "features.bin has 64 bytes, expected 24576"),
+        (lambda folder: (folder / "done.bin").unlink(), "No such file"),
+    ],
+)
+def test_a_damaged_folder_is_refused_with_a_remedy_and_never_read(
+    tmp_path, source, backbone, processor, damage, message
 ):
-    two_eyes = replace(bodies[1], cameras=["front", "wrist"])
-    known = [bodies[0], two_eyes]
-    other = load_trajectories(write_demonstrations(tmp_path / "two", two_eyes, [4, 2], seed=1), frames=True)
-    processor = PriorVLAProcessor.for_backbone(tiny_backbone, known, chunk_size=H)
-    windows = TrajectoryDataset([source, other], known, H)
-    dataset = ObservationDataset(windows, [source, other], backbone, processor, tmp_path / "cache")
-    assert len(dataset) == len(windows) == 18
-    chosen = [16, 0, 13, 7]  # the wide body's second episode, the small one's first, and so on
-    batch = dataset.__getitems__(chosen)
-    assert {key: tuple(batch[key].shape) for key in batch if key.startswith(("vision", "language"))} == {
-        "vision_hidden_states": (4, 2, PATCHES, WIDTH),
-        "vision_mask": (4, 2, PATCHES),
-        "language_hidden_states": (4, 7, TEXT_WIDTH),
-        "language_mask": (4, 7),
-    }
-    assert batch["vision_mask"].all(-1).tolist() == [[True, True], [True, False], [True, True], [True, False]]
-    assert all(torch.equal(batch[key], value) for key, value in windows.__getitems__(chosen).items())
-    frames = [(other, 1, 0), (source, 0, 0), (other, 0, 1), (source, 1, 2)]
-    for row, (owner, trajectory, step) in enumerate(frames):
-        cameras = known[int(batch["embodiment_ids"][row])].cameras
-        expected = encode_directly(owner, backbone, processor, [(trajectory, step)], cameras)[0]
-        torch.testing.assert_close(batch["vision_hidden_states"][row], expected)
-        words = processor(embodiment="small", text=owner.trajectories[trajectory].task)
+    cache = FeatureCache(tmp_path, source, backbone, processor, TAPS)
+    cache.encode(torch.arange(12))
+    damage(cache.vision.folder)
+    for read in (
+        lambda: cache.vision[torch.tensor([0])],
+        lambda: FeatureCache(tmp_path, source, backbone, processor, TAPS),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            read()
+        assert str(cache.vision.folder) in str(error.value) and "Delete that folder" in str(error.value)
+    shutil.rmtree(cache.vision.folder)
+    FeatureCache(tmp_path, source, backbone, processor, TAPS).encode(torch.arange(12))
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, source, backbone, processor, monkeypatch):
+    cache = FeatureCache(tmp_path, source, backbone, processor, TAPS)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * cache.bytes_per_step))
+    with pytest.raises(OSError, match=r"3 frames need .* GB, the disk has .*frame stride"):
+        cache.encode(torch.tensor([1, 4, 7, 4]))
+    assert not list(tmp_path.iterdir())
+    cache.encode(torch.tensor([1, 4]))
+    assert cache.missing(torch.arange(6)).tolist() == [0, 2, 3, 5]
+
+
+def test_two_processes_may_make_a_folder_at_once(tmp_path, monkeypatch):
+    first, second = (FeatureFile(tmp_path, "vision", {}, 2, (3,), torch.float32) for _ in range(2))
+    make = tempfile.mkdtemp
+
+    def overtaken(**options):
+        monkeypatch.undo()
+        second.create()
+        second.write(torch.tensor([1]), torch.ones(1, 3))
+        return make(**options)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", overtaken)
+    first.create()
+    assert first.missing(torch.arange(2)).tolist() == [0] and first[torch.tensor([1])].eq(1).all()
+    assert list(tmp_path.iterdir()) == [first.folder]
+
+
+def test_features_take_disk_space_only_where_they_are_encoded(tmp_path):
+    file = FeatureFile(tmp_path, "vision", {}, count=1000, entry_shape=(1, 1024), dtype=torch.float32)
+    file.create()
+    file.write(torch.tensor([7, 900]), torch.ones(2, 1, 1024))
+    stored = (file.folder / "features.bin").stat()
+    assert stored.st_size == 1000 * 4096 and stored.st_blocks * 512 <= 16 * 4096
+    assert file[torch.tensor([900, 7])].eq(1).all()
+    assert list(tmp_path.iterdir()) == [file.folder]
+
+
+def test_what_is_read_cannot_be_changed_on_disk_by_accident(tmp_path):
+    file = FeatureFile(tmp_path, "vision", {}, count=2, entry_shape=(3,), dtype=torch.float32)
+    file.create()
+    file.write(torch.tensor([0, 1]), torch.ones(2, 3))
+    file.write(torch.tensor([1]), torch.zeros(1, 3))  # is there already
+    file[torch.tensor([0, 1])].zero_()
+    again = FeatureFile(tmp_path, "vision", {}, count=2, entry_shape=(3,), dtype=torch.float32)
+    assert again[torch.tensor([0, 1])].eq(1).all()
+
+
+# --- words that are read after the image ------------------------------------------------------------------------------
+@pytest.fixture
+def reader(tiny_smolvlm):
+    """A backbone that reads words after the image."""
+    return load_backbone(None, tiny_smolvlm)
+
+
+@pytest.fixture
+def reading_processor(tiny_smolvlm, bodies):
+    return PriorVLAProcessor.for_backbone(tiny_smolvlm, bodies, chunk_size=H)
+
+
+def reading_cache(root, source, reader, processor):
+    return FeatureCache(root, source, reader, processor, TAPS, Instructions.of_sources([source], processor))
+
+
+def test_words_that_are_read_after_the_image_are_kept_for_every_step(tmp_path, source, reader, reading_processor):
+    cache = reading_cache(tmp_path, source, reader, reading_processor)
+    assert cache.language.entry_shape == (len(TAPS), 5, 32)  # "press the red button now"
+    cache.encode(torch.arange(12))
+    for trajectory, step in [(0, 0), (0, 1), (1, 2), (2, 3)]:
+        owner = source.trajectories[trajectory]
+        image = {"front": owner.frames.read("front", [step])[0]}
+        inputs = reading_processor(embodiment="small", images=[image], text=owner.task)
         with torch.no_grad():
-            language = backbone.encode_language(None, words["input_ids"], words["attention_mask"])
-        torch.testing.assert_close(batch["language_hidden_states"][row], language.hidden_states[0, :7])
-        assert batch["language_mask"][row].tolist() == language.mask[0, :7].tolist()
-    assert all(torch.equal(dataset[16][key], batch[key][0]) for key in batch)
+            vision = reader.encode_vision(inputs["pixel_values"], inputs["pixel_attention_mask"], TAPS)
+            words = reader.encode_language(vision, inputs["input_ids"], inputs["attention_mask"], TAPS)
+        entry = cache.first_entry[trajectory][None] + step
+        torch.testing.assert_close(cache.vision[entry].flatten(2, 3), vision.hidden_states)
+        torch.testing.assert_close(cache.language[entry], words.hidden_states[:, :, :5])
+    same_words = cache.language[torch.tensor([0, 1])]
+    assert not torch.allclose(same_words[0, 1], same_words[1, 1])  # but another image
 
 
-def test_reading_features_never_reads_the_frames_again(tmp_path, bodies, source, backbone, processor, monkeypatch):
-    dataset = ObservationDataset(TrajectoryDataset([source], bodies, H), [source], backbone, processor, tmp_path)
-    for trajectory in source.trajectories:
-        monkeypatch.setattr(trajectory.frames, "read", lambda *_: pytest.fail("a frame was read again"))
-    counts = count_images(backbone)
-    dataset.__getitems__(np.arange(12).tolist())
-    assert not counts
+def test_words_join_a_cache_of_images_without_changing_it(tmp_path, source, reader, reading_processor):
+    images = FeatureCache(tmp_path, source, reader, reading_processor, TAPS)
+    images.encode(torch.arange(12), batch_size=5)
+    before = images.vision[torch.arange(12)].clone()
+    cache = reading_cache(tmp_path, source, reader, reading_processor)
+    assert cache.vision.folder == images.vision.folder and len(cache.missing(torch.arange(12))) == 12
+    assert cache.bytes_per_step == images.bytes_per_step + cache.language.bytes_per_entry
+    cache.encode(torch.arange(7), batch_size=2)
+    assert cache.missing(torch.arange(12)).tolist() == list(range(7, 12))
+    assert torch.equal(cache.vision[torch.arange(12)], before)
+
+
+def test_other_words_are_another_cache_beside_the_same_images(tmp_path, source, reader, reading_processor):
+    known = reading_cache(tmp_path, source, reader, reading_processor)
+    for tasks in (["open the door"] * 3, ["open the drawer"] * 3):
+        trajectories = [
+            replace(trajectory, task=task) for trajectory, task in zip(source.trajectories, tasks, strict=True)
+        ]
+        other = reading_cache(tmp_path, replace(source, trajectories=trajectories), reader, reading_processor)
+        assert other.vision.folder == known.vision.folder and other.language.folder != known.language.folder
+    words = Instructions.of_sources([source], reading_processor)
+    longer = Instructions(words.text_of, pad(words.input_ids, (0, 3)), pad(words.attention_mask, (0, 3)))
+    padded = FeatureCache(tmp_path, source, reader, reading_processor, TAPS, longer)
+    assert padded.language.folder != known.language.folder
+
+
+def test_words_that_are_read_alone_are_not_cached(tmp_path, source, backbone, processor):
+    assert reading_cache(tmp_path, source, backbone, processor).language is None

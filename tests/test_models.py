@@ -1,5 +1,7 @@
 """Both models: losses, masks, saving, transfer, the history token, and what must not change an output."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -32,9 +34,14 @@ FUSION = {
     "intermediate_size": 24,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
+}
+VLA = {
+    "fusion_transformer": FUSION,
+    "vision_hidden_size": 16,
+    "text_hidden_size": 24,
+    "backbone_layers": 2,
     "num_cameras": 2,
 }
-VLA = {"fusion_transformer": FUSION, "vision_hidden_size": 16, "text_hidden_size": 24}
 HEUN = {"_class_name": "FlowMatchHeunDiscreteScheduler"}
 
 
@@ -75,11 +82,12 @@ def observations(cameras: int = 2, tokens: int = 5) -> dict:
     generator = torch.Generator().manual_seed(3)
     vision = torch.ones(B, cameras * 4, dtype=torch.bool)
     vision[0, 4:] = False  # the first robot has one camera
+    hidden = torch.randn(B, 1, cameras * 4, 16, generator=generator)
     language = torch.arange(tokens) < torch.tensor([5, 3, 4])[:, None]
     return {
         "state": torch.randn(B, S, generator=generator),
-        "vision_features": VisionFeatures(torch.randn(B, cameras * 4, 16, generator=generator), vision, cameras),
-        "language_features": LanguageFeatures(torch.randn(B, tokens, 24, generator=generator), language),
+        "vision_features": VisionFeatures(hidden, vision, cameras, (2,)),
+        "language_features": LanguageFeatures(torch.randn(B, 1, tokens, 24, generator=generator), language, None),
     }
 
 
@@ -104,10 +112,8 @@ def rows(batch: dict, chosen) -> dict:
     """Some rows of a batch, features included."""
     cut = {}
     for key, value in batch.items():
-        if isinstance(value, VisionFeatures):
-            cut[key] = VisionFeatures(value.hidden_states[chosen], value.mask[chosen], value.num_cameras)
-        elif isinstance(value, LanguageFeatures):
-            cut[key] = LanguageFeatures(value.hidden_states[chosen], value.mask[chosen])
+        if isinstance(value, VisionFeatures | LanguageFeatures):
+            cut[key] = replace(value, hidden_states=value.hidden_states[chosen], mask=value.mask[chosen])
         else:
             cut[key] = value[chosen]
     return cut
@@ -311,8 +317,10 @@ def test_padding_of_text_cameras_history_and_dims_changes_no_chunk():
     vision, language = seen["vision_features"], seen["language_features"]
     spoiled = {
         "state": seen["state"].clone(),
-        "vision_features": VisionFeatures(vision.hidden_states + 9 * ~vision.mask[..., None], vision.mask, 2),
-        "language_features": LanguageFeatures(language.hidden_states + 9 * ~language.mask[..., None], language.mask),
+        "vision_features": replace(vision, hidden_states=vision.hidden_states + 9 * ~vision.mask[:, None, :, None]),
+        "language_features": replace(
+            language, hidden_states=language.hidden_states + 9 * ~language.mask[:, None, :, None]
+        ),
     }
     spoiled["state"][0, 3:] = 9.0
     past = {**past, "history_actions": past["history_actions"] + 9 * ~past["history_mask"]}
@@ -325,10 +333,12 @@ def test_a_batch_of_prompts_and_cameras_equals_one_by_one_with_their_padding_cut
     together = model.sample_actions(**seen, embodiment_ids=ids, noise=noise)
     alone = rows(seen, [0])
     vision = alone["vision_features"]
-    alone["vision_features"] = VisionFeatures(vision.hidden_states[:, :4], vision.mask[:, :4], 1)
+    alone["vision_features"] = VisionFeatures(vision.hidden_states[:, :, :4], vision.mask[:, :4], 1, (2,))
     for row, tokens, part in ((0, 5, alone), (1, 3, rows(seen, [1])), (2, 4, rows(seen, [2]))):
         language = part["language_features"]
-        part["language_features"] = LanguageFeatures(language.hidden_states[:, :tokens], language.mask[:, :tokens])
+        part["language_features"] = LanguageFeatures(
+            language.hidden_states[:, :, :tokens], language.mask[:, :tokens], None
+        )
         one = model.sample_actions(**part, embodiment_ids=ids[[row]], noise=noise[[row]])
         torch.testing.assert_close(one[0], together[row], atol=1e-5, rtol=0)
 
@@ -338,8 +348,8 @@ def test_images_instruction_and_state_each_matter_to_a_chunk():
     base = model.sample_actions(**seen, embodiment_ids=ids, noise=noise)
     vision, language = seen["vision_features"], seen["language_features"]
     changes = {
-        "vision_features": VisionFeatures(vision.hidden_states + 1, vision.mask, 2),
-        "language_features": LanguageFeatures(language.hidden_states + 1, language.mask),
+        "vision_features": replace(vision, hidden_states=vision.hidden_states + 1),
+        "language_features": replace(language, hidden_states=language.hidden_states + 1),
         "state": seen["state"] + 1,
     }
     for key, value in changes.items():

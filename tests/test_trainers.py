@@ -37,7 +37,7 @@ EXPERT = {
 }
 ENCODER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
 FUSION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-VLA = {"fusion_transformer": FUSION, "vision_hidden_size": 16, "text_hidden_size": 24}
+VLA = {"fusion_transformer": FUSION, "vision_hidden_size": 16, "text_hidden_size": 24, "backbone_layers": 2}
 KINDS = ["prior", "vla"]
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 
@@ -74,7 +74,9 @@ def make_dataset(tmp_path_factory, sources, bodies, tiny_backbone, processor):
 
     def make(kind, weights=None):
         windows = TrajectoryDataset(sources, bodies, H, weights=weights)
-        return windows if kind == "prior" else ObservationDataset(windows, sources, backbone, processor, cache)
+        if kind == "prior":
+            return windows
+        return ObservationDataset(windows, sources, backbone, processor, cache, taps=(2,))
 
     return make
 
@@ -223,8 +225,10 @@ def test_every_epoch_shows_every_window_once_in_another_order(make_trainer, monk
     drawn, gather = [], TrajectoryDataset.__getitems__
     monkeypatch.setattr(TrajectoryDataset, "__getitems__", lambda self, ids: drawn.extend(ids) or gather(self, ids))
     make_trainer("prior", max_steps=10).train()
-    first, second = drawn[:18], drawn[18:36]
+    assert len(drawn) == 10 * 4
+    first, second = drawn[:18], drawn[20:38]  # of 18 windows an epoch has five whole steps: its first two come again
     assert sorted(first) == sorted(second) == list(range(18)) and first != second
+    assert drawn[18:20] == first[:2] and drawn[38:] == second[:2]
 
 
 # --- what moves -------------------------------------------------------------------------------------------------------

@@ -310,7 +310,8 @@ def test_a_vla_from_a_prior_is_trained_and_acts(make_vla, prior, folder, tiny_ba
     make_vla("policy", prior=str(prior))
     require_complete(folder / "policy")
     metrics = json.loads((folder / "policy" / "metrics.json").read_text())
-    assert set(metrics) == {"loss", "loss_pred"} and metrics["loss"] == pytest.approx(metrics["loss_pred"])
+    assert {name.partition("/")[0] for name in metrics} == {"loss", "loss_pred", "language_sensitivity"}
+    assert metrics["loss"] == pytest.approx(metrics["loss_pred"])
     parts = {"step", "loss", "loss_pred", "loss_align", "loss_recon", "distillation_weight"}
     assert all(parts <= line.keys() and all(line[part] for part in parts) for line in training_log(folder / "policy"))
     model = PriorVLAModel.from_pretrained(folder / "policy", backbone=tiny_backbone)

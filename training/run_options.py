@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration.embodiment_registry import load_embodiment
+from ..configuration.expert_layout import INSERTIONS
 from ..hub_cards.checkpoints import is_hub_id, require_checkpoint, split_revision
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -137,13 +138,14 @@ class PriorOptions(RunOptions):
 
 
 @dataclass(frozen=True)
-class VLAOptions(RunOptions):
-    """What `train` takes beside `RunOptions`.
+class ObservingOptions(RunOptions):
+    """What the rungs that see take beside `RunOptions`.
 
     Args:
         backbone: name of a packaged backbone, a Hub id, or a folder with one.
-        prior: folder or Hub id of the action prior to start from; None trains from random weights.
+        prior: folder or Hub id of the prior to start from; None trains from random weights.
         control: with `prior`: the same architecture, statistics and settings, but random weights and no distillation.
+        fusion: the host, see `PriorVLAConfig`; None is a prior's own, or the rung's default.
         frame_stride: a window starts at every so many steps; fewer frames are encoded.
         backbone_dtype: `float32` or `bfloat16`; None keeps the checkpoint's.
         cache_dir: of backbone features; default `<output_dir>/features`.
@@ -154,6 +156,7 @@ class VLAOptions(RunOptions):
     backbone_dtype: str | None = None
     prior: str | None = None
     control: bool = False
+    fusion: str | None = None
     frame_stride: int = 1
     cache_dir: Path | None = None
     max_cache_gb: float = 20.0
@@ -165,12 +168,53 @@ class VLAOptions(RunOptions):
             raise ValueError("--control repeats a run without the weights of its prior: name that prior with --prior")
         if self.prior is not None and (given := {"expert", "encoder"} & set(self.model or {})):
             raise ValueError(f"model.{min(given)} cannot be set with --prior: the policy takes the prior's own")
+        if given := {"fusion", "language"} & set(self.model or {}):
+            told = "give --fusion" if "fusion" in given else "pretrain --kind vision-action and train differ in it"
+            raise ValueError(f"model.{min(given)} cannot be set: {told}")
         if self.frame_stride < 1:
             raise ValueError(f"--frame-stride {self.frame_stride} must be at least 1")
         if not self.max_cache_gb > 0:
             raise ValueError(f"--max-cache-gb {self.max_cache_gb} must be positive")
         if self.prior is not None:
             require_checkpoint(self.prior, "--prior")
+
+
+@dataclass(frozen=True)
+class VisionPriorOptions(ObservingOptions):
+    """What `pretrain --kind vision-action` takes beside `ObservingOptions`.
+
+    Args:
+        data_share: share in (0, 1] of the episodes that are not held out; what is left rung 3 sees for the first time
+            (paper B asks how much the first stage needs).
+    """
+
+    data_share: float = 1.0
+
+    def check(self) -> None:
+        super().check()
+        if not 0 < self.data_share <= 1:
+            raise ValueError(f"--data-share {self.data_share} must be above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class VLAOptions(ObservingOptions):
+    """What `train` takes beside `ObservingOptions`.
+
+    Args:
+        insertion: with a vision-action prior: where layers that read the instruction stand, `before` or `after` the
+            inherited ones, or `token` (none; those read it themselves).
+        listening: observations on which it is measured, after training, whether the policy listens; 0 leaves it out.
+    """
+
+    insertion: str = "after"
+    listening: int = 32
+
+    def check(self) -> None:
+        super().check()
+        if self.insertion not in INSERTIONS:
+            raise ValueError(f"--insertion {self.insertion} is unknown, use {', '.join(INSERTIONS)}")
+        if self.listening < 0 or self.listening == 1:
+            raise ValueError(f"--listening {self.listening} must be 0 or at least 2")
 
 
 def split_weight(dataset: str) -> tuple[str, float | None]:
@@ -202,9 +246,11 @@ __all__ = [
     "DEVICES",
     "FEATURES_FOLDER",
     "STEPS_FOLDER",
+    "ObservingOptions",
     "PriorOptions",
     "RunOptions",
     "VLAOptions",
+    "VisionPriorOptions",
     "require_device",
     "split_weight",
 ]

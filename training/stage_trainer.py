@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..hub_cards.card import CARD_FILE, create_card
-from ..hub_cards.checkpoints import KIND_OF_MODEL_TYPE
+from ..hub_cards.checkpoints import kind_of
 from ..modeling_priorvla.flow_draws import FlowDraws
 from ..modeling_priorvla.motion_model import MotionPreTrainedModel
 from .data.trajectory_dataset import MixtureSampler, whole_batch
@@ -44,7 +44,8 @@ class StageTrainer(TrainsOnStreams):
     Args:
         model: float32 weights; mixed precision is autocast's affair.
         processor: saved beside every checkpoint.
-        lr_scales: learning-rate factor of parameters whose name starts with the key.
+        lr_scales, weight_decays: learning-rate factor, and weight decay instead of the arguments', of parameters whose
+            name starts with the key.
         datasets, base_model: what the card names as the run's data and start.
         And everything that `Trainer` takes.
 
@@ -65,6 +66,7 @@ class StageTrainer(TrainsOnStreams):
         eval_dataset: Dataset | None = None,
         processor: Any = None,
         lr_scales: dict[str, float] | None = None,
+        weight_decays: dict[str, float] | None = None,
         datasets: Sequence[str] = (),
         base_model: str | None = None,
         **kwargs: Any,
@@ -72,7 +74,7 @@ class StageTrainer(TrainsOnStreams):
         _require_float32(model)
         if processor is not None:
             model.config.expert.require_embodiments(processor.embodiments)
-        self.lr_scales = lr_scales or {}
+        self.lr_scales, self.weight_decays = lr_scales or {}, weight_decays or {}
         self.card_facts: dict[str, Any] = {"datasets": datasets, "base_model": base_model, "metrics": None}
         self._parts: dict[bool, dict[str, list[Tensor]]] = {True: defaultdict(list), False: defaultdict(list)}
         kwargs.setdefault("data_collator", whole_batch)
@@ -190,20 +192,21 @@ class StageTrainer(TrainsOnStreams):
         ]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Groups by learning-rate factor and weight decay."""
+        """Groups by learning rate and weight decay."""
         if self.optimizer is None:
             model = self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(model))
-            groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+            groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
-                    scale = next((s for prefix, s in self.lr_scales.items() if name.startswith(prefix)), 1.0)
-                    groups[scale, name in decayed].append(parameter)
+                    scale = _by_prefix(self.lr_scales, name, 1.0)
+                    decay = _by_prefix(self.weight_decays, name, self.args.weight_decay) if name in decayed else 0.0
+                    groups[scale, decay].append(parameter)
             # a wrapped model is as good, whatever the annotation says
             optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, model)  # type: ignore[arg-type]
             rate = arguments["lr"]
             settings = [
-                {"params": members, "lr": rate * scale, "weight_decay": self.args.weight_decay if decay else 0.0}
+                {"params": members, "lr": rate * scale, "weight_decay": decay}
                 for (scale, decay), members in groups.items()
             ]
             self.optimizer = optimizer_class(settings, **arguments)
@@ -245,15 +248,24 @@ class StageTrainer(TrainsOnStreams):
             **{key: getattr(args, key) for key in self.card_arguments},
         }
         card = create_card(
-            KIND_OF_MODEL_TYPE[self.model.config.model_type],
+            kind_of(self.model.config),
             config=self.model.config,
             embodiments=self.processor.embodiments,
             license=args.license,
             training=recipe,
-            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            parameters=sum(parameter.numel() for parameter in self.saved_parameters()),
             **self.card_facts,
+            **self.card_values(),
         )
         card.save((output_dir or self.run_folder) / CARD_FILE)
+
+    def saved_parameters(self) -> Iterator[nn.Parameter]:
+        """What a checkpoint has."""
+        return self.model.parameters()
+
+    def card_values(self) -> dict[str, Any]:
+        """Further arguments of `create_card`, of a stage's own."""
+        return {}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -268,6 +280,10 @@ class _AverageAfterStep(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.average.step()
+
+
+def _by_prefix(values: dict[str, float], name: str, otherwise: float) -> float:
+    return next((value for prefix, value in values.items() if name.startswith(prefix)), otherwise)
 
 
 def _require_float32(model: nn.Module) -> None:

@@ -1,25 +1,31 @@
-"""`priorvla train`: demonstrations with images and instructions in, a vision-language-action policy out."""
+"""Rungs 2 and 3: demonstrations with images in, a vision-action prior or a policy that reads instructions out."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
+from torch.utils.data import Dataset
+from transformers import AutoConfig, set_seed
 
 from ..configuration.backbone_reference import BACKBONE_KEYS
 from ..configuration.configuration_expert import ExpertConfig
 from ..configuration.configuration_priorvla import PriorVLAConfig
 from ..configuration.embodiment import Embodiment
+from ..configuration.expert_layout import Insertion
 from ..configuration.recipe import checked_fields
-from ..modeling_priorvla.backbone import DualEncoderBackbone, describe_backbone, download_backbone, load_backbone
-from ..modeling_priorvla.modeling_action_prior import ActionPriorModel
-from ..modeling_priorvla.modeling_priorvla import PriorVLAModel, inherited_fields
+from ..hub_cards.checkpoints import kind_of
+from ..modeling_priorvla.backbone import describe_backbone, download_backbone
+from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from ..modeling_priorvla.packaged_backbones import PACKAGED_BACKBONES, packaged_backbone_folder
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
+from .data.embodiment_fitting import share_of_episodes
+from .data.live_observations import LiveObservationDataset
 from .data.observation_dataset import ObservationDataset
 from .data.trajectory import TrajectorySource
 from .data.trajectory_dataset import (
@@ -29,44 +35,158 @@ from .data.trajectory_dataset import (
     fit_embodiments,
     split_episodes,
 )
-from .run_options import FEATURES_FOLDER, VLAOptions, split_weight
+from .instruction_sampling import ModelSampler, draw_observations
+from .language_sensitivity import language_sensitivity
+from .run_options import FEATURES_FOLDER, ObservingOptions, VisionPriorOptions, VLAOptions, split_weight
 from .runs import finish_run, load_sources, training_arguments
+from .vision_action_prior_trainer import VisionActionPriorTrainer, VisionActionPriorTrainingArguments
 from .vla_arguments import VLATrainingArguments
 from .vla_trainer import VLATrainer
 
+PRIOR_FUSION, POLICY_FUSION = "gated", "latent"  # where nothing else is asked for: paper B's host, and paper A's
+
+
+def pretrain_vision_action_prior(options: VisionPriorOptions) -> VisionActionPriorTrainer:
+    """Trains rung 2 and leaves model, processor, card, log, plot and metrics in `options.output_dir`."""
+    run = _Run(options, PRIOR_FUSION, language=False)
+    arguments = training_arguments(VisionActionPriorTrainingArguments, options)
+    run.training = [share_of_episodes(source, options.data_share, options.seed) for source in run.training]
+    trainer = VisionActionPriorTrainer(run.model, arguments, **run.trainer_arguments(arguments.device))
+    trainer.train(resume_from_checkpoint=run.last_checkpoint)
+    finish_run(trainer, _losses(trainer.evaluate()) if run.held_out else {})
+    print(
+        f"\nThe vision-action prior is in {options.output_dir}. "
+        f"Next: priorvla train --prior {options.output_dir} --dataset ...",
+        file=sys.stderr,
+    )
+    return trainer
+
 
 def train_vla(options: VLAOptions) -> VLATrainer:
-    """Trains rung 3 and leaves model, processor, card, log, plot and metrics in `options.output_dir`."""
-    options.check()
-    model_fields = checked_fields(PriorVLAConfig, options.model or {}, "model")
+    """Trains rung 3 and leaves model, processor, card, log, plot and metrics in `options.output_dir`.
+
+    At its end it is measured whether the policy listens, on held-out episodes if there are any.
+    """
+    run = _Run(options, POLICY_FUSION, language=True)
     arguments = training_arguments(VLATrainingArguments, options, **_distillation(options))
-    prior, embodiments = _load_prior(options.prior)
-    sources, weights = load_sources(options.datasets, frames=True)
-    parts = [split_episodes(source, options.holdout, options.seed) for source in sources]
-    training, held_out = [part[0] for part in parts], [part[1] for part in parts if len(part[1])]
-    if embodiments is None:
-        embodiments = fit_embodiments(training, _chunk_size(model_fields))
-    else:
-        embodiments = _with_cameras(embodiments, training)
-    folder, reference = _find_backbone(options.backbone, options.backbone_dtype)
-    set_seed(options.seed)
-    model = _build_model(options, model_fields, prior, embodiments, reference)
-    processor = PriorVLAProcessor.for_backbone(folder, embodiments, chunk_size=model.config.expert.chunk_size)
-    backbone = load_backbone(model.config.backbone, folder).to(arguments.device)
-    observe = partial(_observations, options, model.config, embodiments, backbone, processor)
-    trainer = VLATrainer(
-        model,
-        arguments,
-        train_dataset=observe(training, weights),
-        eval_dataset=observe(held_out) if held_out else None,
-        processor=processor,
-        datasets=[split_weight(dataset)[0] for dataset in options.datasets],
-        base_model=None if options.control else options.prior,
-    )
-    trainer.train(resume_from_checkpoint=options.last_checkpoint() if options.resume else None)
-    finish_run(trainer, _losses(trainer.evaluate()) if held_out else {})
+    trainer = VLATrainer(run.model, arguments, **run.trainer_arguments(arguments.device))
+    trainer.train(resume_from_checkpoint=run.last_checkpoint)
+    metrics = _losses(trainer.evaluate()) if run.held_out else {}
+    if options.listening and trainer.is_world_process_zero():
+        metrics |= _listen(trainer, run, options)
+    finish_run(trainer, metrics)
     print(f"\nThe policy is in {options.output_dir}. Next: priorvla evaluate {options.output_dir}", file=sys.stderr)
     return trainer
+
+
+class _Run:
+    """What both rungs prepare in the same way: options checked, data split, bodies, backbone and model."""
+
+    def __init__(self, options: ObservingOptions, fusion: str, language: bool) -> None:
+        options.check()
+        self.options = options
+        fields = checked_fields(PriorVLAConfig, options.model or {}, "model")
+        start = _Start.of(options.prior)
+        self.sources, self.weights = load_sources(options.datasets, frames=True)
+        parts = [split_episodes(source, options.holdout, options.seed) for source in self.sources]
+        self.training, self.held_out = [part[0] for part in parts], [part[1] for part in parts if len(part[1])]
+        if start.embodiments is None:
+            embodiments = fit_embodiments(self.training, _chunk_size(fields))
+        else:
+            embodiments = _with_cameras(start.embodiments, self.training)
+        folder, reference = _find_backbone(options.backbone, options.backbone_dtype)
+        fields = {**fields, **_backbone_fields(reference), "num_cameras": _most_cameras(embodiments)}
+        set_seed(options.seed)
+        self.model = _build_model(options, start, {**fields, "language": language}, embodiments, fusion)
+        self.model.attach_backbone(folder)
+        chunk_size = self.model.config.expert.chunk_size
+        self.processor = PriorVLAProcessor.for_backbone(folder, embodiments, chunk_size=chunk_size)
+        self.last_checkpoint = options.last_checkpoint() if options.resume else None
+
+    def trainer_arguments(self, device: Any) -> dict[str, Any]:
+        """What the Trainers of both rungs are given beside model and arguments."""
+        self.model.to(device)  # it takes the backbone along, which encodes on that device
+        return {
+            "train_dataset": self._observations(self.training, self.weights),
+            "eval_dataset": self._observations(self.held_out) if self.held_out else None,
+            "processor": self.processor,
+            "datasets": [split_weight(dataset)[0] for dataset in self.options.datasets],
+            "base_model": None if self.options.control else self.options.prior,
+        }
+
+    def _observations(self, sources: list[TrajectorySource], weights: list[float] | None = None) -> Dataset:
+        """Windows with cached features; with pixels, where features change or are continued from."""
+        options, config = self.options, self.model.config
+        windows = TrajectoryDataset(
+            sources,
+            self.processor.embodiments,
+            config.expert.chunk_size,
+            history_size=config.history_size if config.use_history else 0,
+            stride=options.frame_stride,
+            weights=weights,
+        )
+        if config.backbone_training != "frozen" or config.tail == "backbone":
+            return LiveObservationDataset(windows, sources, self.processor, language=config.language)
+        backbone = self.model.backbone
+        assert backbone is not None
+        cache_dir = options.cache_dir or options.output_dir / FEATURES_FOLDER
+        cache = partial(ObservationDataset, taps=config.taps, language=config.language)
+        return cache(windows, sources, backbone, self.processor, cache_dir, options.max_cache_gb)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The checkpoint that a run starts from: what it is, and its bodies, whose statistics a reused expert needs."""
+
+    kind: str | None = None
+    embodiments: list[Embodiment] | None = None
+
+    @classmethod
+    def of(cls, prior: str | None) -> _Start:
+        if prior is None:
+            return cls()
+        kind = kind_of(AutoConfig.from_pretrained(prior))
+        if kind == "vla":
+            raise ValueError(f"--prior {prior} is a policy, not a prior: name an action prior or a vision-action prior")
+        return cls(kind, PriorVLAProcessor.from_pretrained(prior).embodiments)
+
+
+def _build_model(
+    options: ObservingOptions, start: _Start, fields: dict[str, Any], embodiments: list[Embodiment], fusion: str
+) -> PriorVLAModel:
+    """The run's model: from random weights, from a prior, or, as its control, as from a prior with random weights."""
+    if start.kind is None:
+        expert = {**fields.get("expert", {}), **expert_dims(embodiments)}
+        return PriorVLAModel(PriorVLAConfig(**{**fields, "fusion": options.fusion or fusion, "expert": expert}))
+    assert options.prior is not None
+    if start.kind == "action-prior":
+        model = PriorVLAModel.from_action_prior(options.prior, **{**fields, "fusion": options.fusion or fusion})
+    else:
+        model = _from_vision_action_prior(options, fields)
+    if options.control:
+        set_seed(options.seed)
+        return PriorVLAModel(model.config)
+    print(model.transfer_report, file=sys.stderr)
+    return model
+
+
+def _from_vision_action_prior(options: ObservingOptions, fields: dict[str, Any]) -> PriorVLAModel:
+    prior = PriorVLAModel.from_pretrained(options.prior, backbone=None)
+    if options.fusion not in (None, prior.config.fusion):
+        raise ValueError(
+            f"--fusion {options.fusion}: the host of the vision-action prior {options.prior} is "
+            f"{prior.config.fusion!r}, and so is that of what comes of it: leave --fusion out"
+        )
+    if not fields.pop("language"):
+        raise ValueError(f"--prior {options.prior} is a vision-action prior already: go on with priorvla train")
+    reference = fields["backbone"]
+    if (prior.config.backbone or {}).get("sha256") != reference["sha256"]:
+        raise ValueError(
+            f"--backbone {options.backbone}: the vision-action prior {options.prior} has learned to see with "
+            f"{(prior.config.backbone or {}).get('name')!r}, whose weights these are not: use that one"
+        )
+    insertion: Insertion = options.insertion if isinstance(options, VLAOptions) else "after"  # type: ignore[assignment]
+    return PriorVLAModel.from_vision_action_prior(prior, insertion=insertion, **fields)
 
 
 def _chunk_size(model_fields: dict[str, Any]) -> int:
@@ -74,11 +194,8 @@ def _chunk_size(model_fields: dict[str, Any]) -> int:
     return ExpertConfig(**(model_fields.get("expert") or {})).chunk_size
 
 
-def _load_prior(prior: str | None) -> tuple[ActionPriorModel | None, list[Embodiment] | None]:
-    """The prior and its embodiments: a reused expert needs the statistics that it was trained with."""
-    if prior is None:
-        return None, None
-    return ActionPriorModel.from_pretrained(prior), PriorVLAProcessor.from_pretrained(prior).embodiments
+def _most_cameras(embodiments: Sequence[Embodiment]) -> int:
+    return max(1, *(len(embodiment.cameras) for embodiment in embodiments))
 
 
 def _with_cameras(embodiments: list[Embodiment], sources: list[TrajectorySource]) -> list[Embodiment]:
@@ -100,7 +217,7 @@ def _distillation(options: VLAOptions) -> dict[str, int]:
 
 
 def _find_backbone(name: str, dtype: str | None) -> tuple[Path, dict[str, Any]]:
-    """The folder of a backbone and the reference to it that goes into the config."""
+    """The folder of a backbone and what `describe_backbone` says of it."""
     if name in PACKAGED_BACKBONES:
         folder = packaged_backbone_folder(name)
         return folder, describe_backbone(folder, source="package", name=name, dtype=dtype)
@@ -111,56 +228,27 @@ def _find_backbone(name: str, dtype: str | None) -> tuple[Path, dict[str, Any]]:
     return folder, describe_backbone(folder, source="hub", name=name, dtype=dtype)
 
 
-def _build_model(
-    options: VLAOptions,
-    fields: dict[str, Any],
-    prior: ActionPriorModel | None,
-    embodiments: list[Embodiment],
-    reference: dict[str, Any],
-) -> PriorVLAModel:
-    fields = {
-        **fields,
+def _backbone_fields(reference: dict[str, Any]) -> dict[str, Any]:
+    """What a config says of its backbone."""
+    return {
         "backbone": {key: reference[key] for key in BACKBONE_KEYS},
+        "backbone_layers": reference["num_layers"],
         "vision_hidden_size": reference["vision_hidden_size"],
         "text_hidden_size": reference["text_hidden_size"],
-        "fusion_transformer": {
-            **fields.get("fusion_transformer", {}),
-            "num_cameras": max(1, *(len(embodiment.cameras) for embodiment in embodiments)),
-        },
     }
-    if prior is None:
-        expert = {**fields.get("expert", {}), **expert_dims(embodiments)}
-        return PriorVLAModel(PriorVLAConfig(**{**fields, "expert": expert}))
-    if options.control:
-        return PriorVLAModel(PriorVLAConfig(**{**inherited_fields(prior.config), **fields}))
-    model = PriorVLAModel.from_action_prior(prior, **fields)
-    print(model.transfer_report, file=sys.stderr)
-    return model
 
 
-def _observations(
-    options: VLAOptions,
-    config: PriorVLAConfig,
-    embodiments: list[Embodiment],
-    backbone: DualEncoderBackbone,
-    processor: PriorVLAProcessor,
-    sources: list[TrajectorySource],
-    weights: list[float] | None = None,
-) -> ObservationDataset:
-    windows = TrajectoryDataset(
-        sources,
-        embodiments,
-        config.expert.chunk_size,
-        history_size=config.history_size if config.use_history else 0,
-        stride=options.frame_stride,
-        weights=weights,
-    )
-    cache_dir = options.cache_dir or options.output_dir / FEATURES_FOLDER
-    return ObservationDataset(windows, sources, backbone, processor, cache_dir, options.max_cache_gb)
+def _listen(trainer: VLATrainer, run: _Run, options: VLAOptions) -> dict[str, float]:
+    """Measures and prints whether the policy listens."""
+    observations = draw_observations(run.held_out or run.training, run.processor, options.listening, options.seed)
+    with trainer.average.applied() if trainer.average is not None else nullcontext():
+        measured = language_sensitivity(ModelSampler(trainer.model, run.processor), observations, seed=options.seed)
+    print(f"\n{measured.describe()}", file=sys.stderr)
+    return measured.metrics()
 
 
 def _losses(metrics: dict[str, float]) -> dict[str, float]:
     return {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_loss")}
 
 
-__all__ = ["train_vla"]
+__all__ = ["pretrain_vision_action_prior", "train_vla"]

@@ -1,4 +1,4 @@
-"""Rung 3's Trainer: paper A, Stage 2."""
+"""Rung 3's Trainer: Stage 2 of both papers."""
 
 from __future__ import annotations
 
@@ -6,38 +6,39 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..modeling_priorvla.backbone import LanguageFeatures, VisionFeatures
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
-from .stage_trainer import StageTrainer
-from .vla_arguments import VLATrainingArguments
+from .observing_trainer import ObservingTrainer
+from .vla_arguments import DISTILLATION_STEPS, VLATrainingArguments
 
 
-class VLATrainer(StageTrainer):
+class VLATrainer(ObservingTrainer):
     """Minimises L_pred + lambda(k) (L_align + L_recon), lambda(k) = max(0, 1 - k / distillation_steps), at step k.
 
-    The model may come from an action prior or be fresh (the control); nothing else differs. See `VLATrainingArguments`
-    for the decoder's start and `StageTrainer` for the other arguments.
+    Without z' (most hosts) L_pred is all there is. The model may come from a prior of either kind or be fresh (the
+    control); nothing else differs. See `VLATrainingArguments` for the decoder's start, and `ObservingTrainer`.
 
     Raises:
-        ValueError: when distillation is asked for and the model has no trajectory encoder.
+        ValueError: when the model reads no instruction, or distillation is asked for that it has no z' or no trajectory
+            encoder for.
     """
 
     args: VLATrainingArguments
-    model: PriorVLAModel
-    card_arguments = (*StageTrainer.card_arguments, "distillation_steps", "decoder", "expert_lr_scale")
+    card_arguments = (*ObservingTrainer.card_arguments, "decoder")
 
     def __init__(self, model: PriorVLAModel, args: VLATrainingArguments, **kwargs: Any) -> None:
-        if args.distillation_steps and model.encoder is None:
+        if not model.config.language:
             raise ValueError(
-                f"distillation_steps={args.distillation_steps} but the model has no trajectory encoder: start from an "
-                "action prior (PriorVLAModel.from_action_prior), or set distillation_steps=0"
+                "this model is a vision-action prior and reads no instruction: insert layers that do with "
+                "PriorVLAModel.from_vision_action_prior, or train it with VisionActionPriorTrainer"
             )
+        args.distillation_steps = _distillation_steps(model, args)
+        if args.distillation_steps:
+            self.card_arguments = (*self.card_arguments, "distillation_steps")
         if args.decoder == "frozen":
             model.expert.requires_grad_(False)
         elif args.decoder == "random":
             reinitialize(model, model.expert)
-        scales = {"expert.": args.expert_lr_scale, "encoder.": args.expert_lr_scale}
-        super().__init__(model, args, lr_scales=scales, **kwargs)
+        super().__init__(model, args, **kwargs)
         self._applied_weight = self.distillation_weight
 
     @property
@@ -56,27 +57,31 @@ class VLATrainer(StageTrainer):
         weight = self.distillation_weight if model.training else 0.0
         if model.training:
             self._applied_weight = weight
-        inputs = {**as_features(inputs), "distillation_weight": weight}
+        inputs = {**inputs, "distillation_weight": weight}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds lambda as it was at the last step."""
-        if "loss" in logs:
+        if "loss" in logs and self.args.distillation_steps:
             logs["distillation_weight"] = self._applied_weight
         super().log(logs, start_time)
 
 
-def as_features(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Cached features of a batch, flat tensors as a Trainer moves them, as the model's two feature objects."""
-    inputs = dict(inputs)
-    if "vision_hidden_states" in inputs:
-        hidden_states, mask = inputs.pop("vision_hidden_states"), inputs.pop("vision_mask")
-        inputs["vision_features"] = VisionFeatures(hidden_states.flatten(1, 2), mask.flatten(1, 2), mask.shape[1])
-    if "language_hidden_states" in inputs:
-        inputs["language_features"] = LanguageFeatures(
-            inputs.pop("language_hidden_states"), inputs.pop("language_mask")
+def _distillation_steps(model: PriorVLAModel, args: VLATrainingArguments) -> int:
+    """As asked for, or by default the paper's where there is something to distil from and into."""
+    if args.distillation_steps is None:
+        return DISTILLATION_STEPS if model.config.predicts_latent and model.encoder is not None else 0
+    if args.distillation_steps and model.encoder is None and model.config.predicts_latent:
+        raise ValueError(
+            f"distillation_steps={args.distillation_steps} but the model has no trajectory encoder: start from an "
+            "action prior (PriorVLAModel.from_action_prior), or set distillation_steps=0"
         )
-    return inputs
+    if args.distillation_steps and not model.config.predicts_latent:
+        raise ValueError(
+            f"distillation_steps={args.distillation_steps} but fusion={model.config.fusion!r} has no z' to align with "
+            "the prior's latent: build the model with use_latent=True, or set distillation_steps=0"
+        )
+    return args.distillation_steps
 
 
 def reinitialize(model: PriorVLAModel, part: nn.Module) -> None:

@@ -168,6 +168,18 @@ def split_episodes(
     return parts[0], parts[1]
 
 
+def share_of_episodes(source: TrajectorySource, share: float, seed: int = 0) -> TrajectorySource:
+    """`source` with a share in (0, 1] of its episodes, drawn by `seed`, in their order; at least one.
+
+    Of one seed, a smaller share is part of a larger one. Raises ValueError when `share` is out of range.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share} of episodes must be above 0 and at most 1")
+    drawn = np.random.default_rng(seed).permutation(len(source))[: max(1, round(share * len(source)))]
+    chosen = [source.trajectories[index] for index in sorted(drawn.tolist())]
+    return TrajectorySource(source.root, source.fingerprint, source.embodiment, chosen)
+
+
 def checkpoint_id(source: DescribedSource, embodiments: Sequence[Embodiment]) -> int:
     """The id of the source's body among a checkpoint's `embodiments`.
 
@@ -202,4 +214,11 @@ def _common_cameras(known: list[str], source: DescribedSource) -> list[str]:
     return known or theirs
 
 
-__all__ = ["cameras_by_embodiment", "checkpoint_id", "expert_dims", "fit_embodiments", "split_episodes"]
+__all__ = [
+    "cameras_by_embodiment",
+    "checkpoint_id",
+    "expert_dims",
+    "fit_embodiments",
+    "share_of_episodes",
+    "split_episodes",
+]

@@ -1,0 +1,149 @@
+"""A model that holds a backbone: a frozen one beside its weights, one that is trained among them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Self
+
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+
+from ..configuration.configuration_priorvla import PriorVLAConfig
+from .backbone import Backbone, load_backbone
+from .backbone_training import train_backbone
+from .motion_model import MotionPreTrainedModel
+
+BackboneSource = str | os.PathLike[str] | nn.Module
+TRAINED = "trained_backbone."
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+class BackbonePreTrainedModel(MotionPreTrainedModel):
+    """Base of `PriorVLAModel`: attaches the backbone that `config.backbone` refers to.
+
+    A frozen backbone is not part of the weights: `from_pretrained` attaches it, or the one given as `backbone=` (a
+    folder, a module, or None to leave it off and pass features instead). With `config.backbone_training` "lora" or
+    "full" it is a submodule, and the checkpoint has what was trained of it.
+    """
+
+    config: PriorVLAConfig
+    _keys_to_ignore_on_load_unexpected = [rf"^{TRAINED}"]  # they are read once there is a backbone to read them into
+
+    def __init__(self, config: PriorVLAConfig) -> None:
+        super().__init__(config)
+        self.__dict__["_frozen_backbone"] = None
+
+    @property
+    def backbone(self) -> Backbone | None:
+        """The backbone, or None when it was left off."""
+        return self._modules.get(TRAINED[:-1]) or self.__dict__["_frozen_backbone"]  # type: ignore[return-value]
+
+    def attach_backbone(self, backbone: BackboneSource | None = None) -> Self:
+        """Loads and holds the backbone of `config.backbone`, or that of a folder or module given instead.
+
+        It is frozen, or trained as `config.backbone_training` says. Raises ValueError when its weights are not those
+        that `config.backbone["sha256"]` names, or its shape is not the one that the model was built for.
+        """
+        config = self.config
+        loaded = load_backbone(config.backbone, backbone)
+        found = (loaded.num_layers, loaded.vision_hidden_size, loaded.text_hidden_size)
+        expected = (config.backbone_layers, config.vision_hidden_size, config.text_hidden_size)
+        if found != expected:
+            raise ValueError(
+                f"the backbone has {found[0]} layers and features {found[1]} and {found[2]} wide (vision, text), the "
+                f"model was built for {expected[0]}, {expected[1]} and {expected[2]}: set backbone_layers, "
+                "vision_hidden_size and text_hidden_size, or attach the backbone it was trained with"
+            )
+        if config.tail == "backbone" and loaded.tail_hidden_size != config.text_hidden_size:
+            raise ValueError(
+                "tail='backbone' wants a backbone that goes on with further tokens (a generative one): use "
+                "tail='transformer' with this one"
+            )
+        loaded = loaded.to(self.device)
+        train_backbone(loaded, config.backbone_training, config.lora)
+        if config.backbone_training == "frozen":
+            # Past nn.Module's registration: a frozen backbone is neither saved, nor trained, nor cast.
+            self.__dict__["_frozen_backbone"] = loaded
+        else:
+            self._modules[TRAINED[:-1]] = loaded
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        if (frozen := self.__dict__["_frozen_backbone"]) is not None:
+            frozen.to(self.device)  # it follows to a device, and keeps the dtype that it was loaded in
+        return self
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        backbone: BackboneSource | None = "auto",
+        **kwargs: Any,
+    ) -> Any:
+        """As every transformers model; `backbone` is "auto" (that of `config.backbone`), a folder, a module or None."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if backbone != "auto":
+            if backbone is not None:
+                model.attach_backbone(backbone)
+        elif model.config.backbone is not None:
+            model.attach_backbone()
+        if model.trained_tensors():
+            place = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
+            model.load_trained_tensors(pretrained_model_name_or_path, **place)
+        return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
+        """As every transformers model; of a backbone goes in what is trained of it."""
+        if trained := self.trained_tensors():
+            everything = kwargs.get("state_dict") or self.state_dict()
+            kwargs["state_dict"] = {
+                name: tensor
+                for name, tensor in everything.items()
+                if not name.startswith(TRAINED) or name.removeprefix(TRAINED) in trained
+            }
+        super().save_pretrained(save_directory, **kwargs)
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """What of the backbone a checkpoint has: nothing, the adapters, or all of it."""
+        backbone = self._modules.get(TRAINED[:-1])
+        if backbone is None:
+            return {}
+        state = backbone.state_dict()
+        if self.config.backbone_training == "full":
+            return state
+        learning = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+        return {name: tensor for name, tensor in state.items() if name in learning}
+
+    def load_trained_tensors(self, place: str | os.PathLike[str] | None, **hub: Any) -> None:
+        """Reads them back out of a checkpoint. Raises ValueError naming a tensor that the checkpoint does not have."""
+        wanted = self.trained_tensors()
+        for file in _weight_files(str(place), **hub):
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118, it is no mapping
+                    if name.startswith(TRAINED) and (own := wanted.pop(name.removeprefix(TRAINED), None)) is not None:
+                        own.copy_(tensors.get_tensor(name))
+        if wanted:
+            raise ValueError(
+                f"{place}: {next(iter(wanted))!r} of the backbone is missing, although config.backbone_training is "
+                f"{self.config.backbone_training!r}: the checkpoint is damaged"
+            )
+
+
+def _weight_files(place: str, **hub: Any) -> list[str]:
+    """The checkpoint's safetensors files, in a folder or from the Hub."""
+    absent = {"_raise_exceptions_for_missing_entries": False}
+    whole = cached_file(place, SAFE_WEIGHTS_NAME, **absent, **hub)
+    if whole is not None:
+        return [whole]
+    index = cached_file(place, SAFE_WEIGHTS_INDEX_NAME, **hub)
+    files, _ = get_checkpoint_shard_files(place, index, **hub)
+    return [str(Path(file)) for file in files]
+
+
+__all__ = ["TRAINED", "BackbonePreTrainedModel", "BackboneSource"]

@@ -1,0 +1,208 @@
+"""What a backbone gives, and the interface of two phases that gives it: first the images, then the words.
+
+`encode_vision` runs with no prompt anywhere near it; `encode_language` continues from its result. So what a
+language-blind layer reads cannot depend on the instruction, to the bit, whatever backbone is used.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from .backbone_files import backbone_folder, backbone_model_type, processed_image_size, weights_sha256
+
+
+@dataclass
+class VisionFeatures:
+    """Image tokens of C cameras with P tokens each, camera after camera, at T tapped layers; nothing else is in it.
+
+    hidden_states (B, T, C*P, d_v): zero where masked. mask (B, C*P) bool: true where a camera was present. taps: the
+    layers, ascending; 0 is the embeddings, `num_layers` the last layer's output after its final norm. cache: what
+    `encode_language` continues from, where language reads vision; never saved.
+    """
+
+    hidden_states: Tensor
+    mask: Tensor
+    num_cameras: int
+    taps: tuple[int, ...]
+    cache: Any = None
+
+    def tap(self, layer: int) -> Tensor:
+        """The tokens (B, C*P, d_v) at `layer`. Raises ValueError naming the layers there are."""
+        return self.hidden_states[:, _tap_index(self.taps, layer, "vision")]
+
+
+@dataclass
+class LanguageFeatures:
+    """Token states of the instruction at T tapped layers.
+
+    hidden_states (B, T, L, d_t): zero at padding. mask (B, L) bool: true at tokens. taps: as of `VisionFeatures`; None
+    where T is 1 and that one stands for every layer (a text encoder whose layers do not correspond to the vision
+    encoder's: its last output, our choice). cache: what `encode_tail` continues from; never saved.
+    """
+
+    hidden_states: Tensor
+    mask: Tensor
+    taps: tuple[int, ...] | None
+    cache: Any = None
+
+    def tap(self, layer: int) -> Tensor:
+        """The tokens (B, L, d_t) at `layer`. Raises ValueError naming the layers there are."""
+        return self.hidden_states[:, 0 if self.taps is None else _tap_index(self.taps, layer, "language")]
+
+
+@dataclass(frozen=True)
+class BackboneShape:
+    """The sizes a model is built for; each is an attribute of the backbone too.
+
+    Taps are numbered by `num_layers`. image_size (height, width) in pixels; `tokens_per_image` is P for such an image.
+    tail_hidden_size: width of the tokens that `encode_tail` takes, None when the backbone takes none.
+    language_reads_vision: whether the features of words depend on the images that they are said about.
+    """
+
+    vision_hidden_size: int
+    text_hidden_size: int
+    num_layers: int
+    image_size: tuple[int, int]
+    tokens_per_image: int
+    tail_hidden_size: int | None
+    language_reads_vision: bool
+
+
+class Backbone(nn.Module):
+    """A pretrained model of transformers that sees, and then reads. An adapter a kind: see `load_backbone`.
+
+    The weights stay in the dtype they were loaded in, in eval mode and without gradients, until `train_backbone` or
+    `requires_grad_` says otherwise. The same weights and inputs give the same bits.
+
+    Args:
+        model: what does the work.
+        image_size: (height, width) in pixels of the images it will be given; the config's by default.
+        sha256: of the weight files it was loaded from, None when it was built in memory.
+    """
+
+    model_types: ClassVar[tuple[str, ...]]  # of transformers' configs, that the adapter serves
+    heads: ClassVar[frozenset[str]] = frozenset()  # modules and parameters of `model` that no feature comes through
+
+    vision_hidden_size: int
+    text_hidden_size: int
+    num_layers: int
+    image_size: tuple[int, int]
+    tokens_per_image: int
+    tail_hidden_size: int | None
+    language_reads_vision: bool
+
+    def __init__(self, model: Any, image_size: tuple[int, int] | None = None, sha256: str | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.sha256 = sha256
+        for name, value in vars(self.shape_of(model.config, image_size)).items():
+            setattr(self, name, value)
+        self.requires_grad_(False)
+        self.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Loads a folder or a Hub repository: safetensors only, never remote code.
+
+        The image size is that of the image processor saved beside the weights, else the vision config's. `dtype` None
+        keeps the checkpoint's. Raises OSError when it cannot be found, ValueError when it is of another kind.
+        """
+        folder = backbone_folder(path_or_repo, revision, local_files_only)
+        if (model_type := backbone_model_type(folder)) not in cls.model_types:
+            raise ValueError(
+                f"{folder}: model_type {model_type!r} is not one that {cls.__name__} takes "
+                f"({', '.join(cls.model_types)}): use load_backbone, which finds the adapter"
+            )
+        return cls.from_folder(folder, "auto" if dtype is None else dtype)
+
+    @classmethod
+    def from_folder(cls, folder: Path, dtype: torch.dtype | str) -> Self:
+        """The adapter around the weights in `folder`, which is of its kind."""
+        model = AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+        return cls(model, processed_image_size(folder), weights_sha256(folder))
+
+    @classmethod
+    def shape_of(cls, config: Any, image_size: tuple[int, int] | None = None) -> BackboneShape:
+        """What the model of a config will give. Raises ValueError when the adapter cannot serve it."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def train(self, mode: bool = True) -> Self:
+        """A frozen backbone stays in eval mode whatever its host does: dropout would spoil cached features."""
+        return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+
+    def encode_vision(
+        self, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None, taps: tuple[int, ...] | None = None
+    ) -> VisionFeatures:
+        """Images (B, C, 3, h, w) to image tokens at the layers `taps`, by default the last.
+
+        What `pixel_attention_mask` (B, C) leaves out is not looked at. Raises ValueError on a wrong shape or tap.
+        """
+        raise NotImplementedError
+
+    def encode_language(
+        self,
+        vision: VisionFeatures | None,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        taps: tuple[int, ...] | None = None,
+    ) -> LanguageFeatures:
+        """Token ids (B, L), padded at the right, to token states at the layers `taps`, by default the last.
+
+        `vision` may be None where `language_reads_vision` is false. Nothing of it is changed.
+        """
+        raise NotImplementedError
+
+    def encode_tail(self, language: LanguageFeatures, embeddings: Tensor) -> Tensor:
+        """Last hidden states (B, K, d) of K further tokens, given as `embeddings` (B, K, d), that see all before them.
+
+        Gradients reach `embeddings` through frozen weights too. Nothing of `language` is changed.
+        """
+        raise ValueError(f"{type(self).__name__} takes no further tokens: use tail='transformer'")
+
+    def require_taps(self, taps: tuple[int, ...] | None) -> tuple[int, ...]:
+        """`taps`, by default the last layer. Raises ValueError unless they ascend from 0 to `num_layers`."""
+        if taps is None:
+            return (self.num_layers,)
+        if not taps or list(taps) != sorted(set(taps)) or taps[0] < 0 or taps[-1] > self.num_layers:
+            raise ValueError(f"taps are {tuple(taps)}, they must ascend and lie within 0 to {self.num_layers}")
+        return tuple(taps)
+
+
+def present_cameras(pixel_values: Tensor, pixel_attention_mask: Tensor | None) -> Tensor:
+    """Which images there are, (B, C) bool. Raises ValueError naming the shape that is wrong."""
+    if pixel_values.ndim != 5 or pixel_values.shape[2] != 3:
+        raise ValueError(f"pixel_values have shape {tuple(pixel_values.shape)}, expected (B, C, 3, height, width)")
+    batch, cameras = pixel_values.shape[:2]
+    if pixel_attention_mask is None:
+        return torch.ones(batch, cameras, dtype=torch.bool, device=pixel_values.device)
+    if pixel_attention_mask.shape != (batch, cameras):
+        got = tuple(pixel_attention_mask.shape)
+        raise ValueError(f"pixel_attention_mask has shape {got}, pixel_values ask for ({batch}, {cameras})")
+    return pixel_attention_mask.bool()
+
+
+def _tap_index(taps: tuple[int, ...], layer: int, kind: str) -> int:
+    if layer not in taps:
+        raise ValueError(f"layer {layer} of the {kind} features was not tapped, there are: {', '.join(map(str, taps))}")
+    return taps.index(layer)
+
+
+__all__ = ["Backbone", "BackboneShape", "LanguageFeatures", "VisionFeatures", "present_cameras"]

@@ -1,0 +1,103 @@
+"""A vision encoder and a text encoder side by side: neither reads the other, joining them is the policy's work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backbone_features import Backbone, BackboneShape, LanguageFeatures, VisionFeatures, present_cameras
+
+
+class DualEncoderBackbone(Backbone):
+    """Any vision and any text encoder, as transformers' `VisionTextDualEncoderModel` holds them.
+
+    Taps are the vision encoder's layers, class and register tokens left out of each. The text encoder's layers do not
+    correspond to them, so its last output stands for all (our choice).
+    """
+
+    model_types = ("vision-text-dual-encoder",)
+    heads = frozenset({"visual_projection", "text_projection", "logit_scale", "pooler", "head", "mask_token"})
+
+    @classmethod
+    def shape_of(cls, config: Any, image_size: tuple[int, int] | None = None) -> BackboneShape:
+        vision = config.vision_config
+        image_size = image_size or _pair(vision.image_size)
+        return BackboneShape(
+            vision_hidden_size=vision.hidden_size,
+            text_hidden_size=config.text_config.hidden_size,
+            num_layers=vision.num_hidden_layers,
+            image_size=image_size,
+            tokens_per_image=_patch_count(vision, image_size),
+            tail_hidden_size=None,
+            language_reads_vision=False,
+        )
+
+    def encode_vision(
+        self, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None, taps: tuple[int, ...] | None = None
+    ) -> VisionFeatures:
+        """As `Backbone.encode_vision`; ValueError also when there are no patch tokens (a convolutional encoder)."""
+        taps = self.require_taps(taps)
+        present = present_cameras(pixel_values, pixel_attention_mask)
+        batch, cameras = present.shape
+        patches = _patch_count(self.model.config.vision_config, (pixel_values.shape[-2], pixel_values.shape[-1]))
+        hidden_states = torch.zeros(
+            *(batch, cameras, len(taps), patches, self.vision_hidden_size), dtype=self.dtype, device=pixel_values.device
+        )
+        if present.any():
+            tokens = self._patch_tokens(pixel_values[present], patches, taps)  # (present cameras, T, P, d_v)
+            hidden_states = hidden_states.to(tokens.dtype).masked_scatter(present[:, :, None, None, None], tokens)
+        mask = present[:, :, None].expand(batch, cameras, patches)
+        return VisionFeatures(hidden_states.transpose(1, 2).flatten(2, 3), mask.flatten(1, 2), cameras, taps)
+
+    def encode_language(
+        self,
+        vision: VisionFeatures | None,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        taps: tuple[int, ...] | None = None,
+    ) -> LanguageFeatures:
+        """The last output of the text encoder, whatever `taps`; `vision` is not used.
+
+        A prompt that stands in several rows is encoded once.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        mask = attention_mask.bool()
+        padded = input_ids.masked_fill(~mask, self.model.config.text_config.pad_token_id or 0)
+        rows, row_of = torch.stack([padded, mask.long()], dim=1).unique(dim=0, return_inverse=True)
+        output = self.model.text_model(input_ids=rows[:, 0], attention_mask=rows[:, 1])
+        hidden_states = output.last_hidden_state[row_of].masked_fill(~mask[:, :, None], 0)
+        return LanguageFeatures(hidden_states[:, None], mask, taps=None)
+
+    def _patch_tokens(self, images: Tensor, patches: int, taps: tuple[int, ...]) -> Tensor:
+        """(N, 3, h, w) -> (N, T, P, d_v): the last P tokens, behind class and register tokens."""
+        vision_config = self.model.config.vision_config
+        other_size = tuple(images.shape[-2:]) != _pair(vision_config.image_size)
+        # DINOv2 interpolates its position embedding unasked; the other ViTs of transformers want to be told.
+        unasked = vision_config.model_type.startswith("dinov2")
+        options = {"interpolate_pos_encoding": True} if other_size and not unasked else {}
+        output = self.model.vision_model(
+            pixel_values=images.to(self.dtype), output_hidden_states=taps != (self.num_layers,), **options
+        )
+        last = output.last_hidden_state
+        if last.ndim != 3 or last.shape[1] < patches:
+            raise ValueError(
+                f"vision encoder {vision_config.model_type!r} returned shape {tuple(last.shape)}, expected at least "
+                f"{patches} patch tokens: use a ViT"
+            )
+        tapped = [last if layer == self.num_layers else output.hidden_states[layer] for layer in taps]
+        return torch.stack(tapped, dim=1)[:, :, last.shape[1] - patches :]
+
+
+def _patch_count(vision_config: Any, image_size: tuple[int, int]) -> int:
+    height, width = _pair(vision_config.patch_size)
+    return (image_size[0] // height) * (image_size[1] // width)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+__all__ = ["DualEncoderBackbone"]

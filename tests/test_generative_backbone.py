@@ -1,0 +1,212 @@
+"""Generative backbones: what they are tapped for is what transformers computes, in two phases that cannot mix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from priorvla.configuration.embodiment import Embodiment
+from priorvla.modeling_priorvla.backbone import VisionFeatures, describe_backbone, load_backbone
+from priorvla.modeling_priorvla.generative_backbone import GenerativeBackbone, ImageFrame
+from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
+
+TAPS = (0, 1, 3, 4)
+WORDS = torch.tensor([[6, 8, 9, 17], [13, 14, 8, 15]])
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_smolvlm: Path) -> GenerativeBackbone:
+    loaded = load_backbone(None, tiny_smolvlm)
+    assert isinstance(loaded, GenerativeBackbone)
+    return loaded
+
+
+def pixels(batch: int = 2, cameras: int = 2, seed: int = 0) -> Tensor:
+    return torch.randn(batch, cameras, 3, 28, 28, generator=torch.Generator().manual_seed(seed))
+
+
+def states_of_the_whole_model(backbone: GenerativeBackbone, images: Tensor, words: Tensor) -> tuple[Tensor, ...]:
+    """Hidden states of transformers' own forward over `[start] ([before] image [after]) * C [words]`."""
+    frame, image = backbone.frame, [backbone.model.config.image_token_id] * backbone.tokens_per_image
+    prompt = [*frame.start, *[*frame.before, *image, *frame.after] * images.shape[1]]
+    input_ids = torch.cat([torch.tensor(prompt).expand(len(words), -1), words], dim=1)
+    states = backbone.model(input_ids=input_ids, pixel_values=images, output_hidden_states=True).hidden_states
+    is_image = input_ids[0] == backbone.model.config.image_token_id
+    return tuple(torch.cat([layer[:, is_image], layer[:, len(prompt) :]], dim=1) for layer in states)
+
+
+def test_taps_are_the_layers_of_a_plain_forward(backbone: GenerativeBackbone) -> None:
+    vision = backbone.encode_vision(pixels(), taps=TAPS)
+    language = backbone.encode_language(vision, WORDS, taps=TAPS)
+    expected = states_of_the_whole_model(backbone, pixels(), WORDS)
+    for tap in TAPS:
+        found = torch.cat([vision.tap(tap), language.tap(tap)], dim=1)
+        torch.testing.assert_close(found, expected[tap], atol=1e-5, rtol=0)
+
+
+def test_its_sizes_are_told_before_it_is_loaded(backbone: GenerativeBackbone, tiny_smolvlm: Path) -> None:
+    reference = describe_backbone(tiny_smolvlm, source="hub", name="owner/tiny")
+    vision = backbone.encode_vision(pixels())
+    assert vision.hidden_states.shape == (2, 1, 2 * reference["tokens_per_image"], reference["vision_hidden_size"])
+    assert reference["image_size"] == [28, 28] and reference["tokens_per_image"] == 4
+    assert (reference["num_layers"], reference["tail_hidden_size"], reference["language_reads_vision"]) == (4, 32, True)
+    assert load_backbone(reference, tiny_smolvlm).sha256 == reference["sha256"]
+
+
+def test_the_familys_tokens_stand_around_every_image(backbone: GenerativeBackbone, tiny_smolvlm: Path) -> None:
+    from transformers import AutoTokenizer
+
+    frame, tokenizer = backbone.frame, AutoTokenizer.from_pretrained(tiny_smolvlm)
+    names = [tokenizer.convert_ids_to_tokens(list(part)) for part in (frame.start, frame.before, frame.after)]
+    fake = "<fake_token_around_image>"
+    assert names == [["<|im_start|>"], [fake, "<global-img>"], [fake]]
+
+
+def test_another_prompt_leaves_vision_bit_identical_and_its_cache_as_it_was(backbone: GenerativeBackbone) -> None:
+    vision = backbone.encode_vision(pixels(), taps=TAPS)
+    untouched = backbone.encode_vision(pixels(), taps=TAPS)
+    first = backbone.encode_language(vision, WORDS, taps=TAPS)
+    other = backbone.encode_language(vision, WORDS.flip(1), taps=TAPS)
+    again = backbone.encode_language(vision, WORDS, taps=TAPS)
+    assert not torch.equal(first.hidden_states, other.hidden_states)
+    assert torch.equal(first.hidden_states, again.hidden_states)
+    assert torch.equal(vision.hidden_states, untouched.hidden_states)
+    for used, unused in zip(vision.cache.keys_values.layers, untouched.cache.keys_values.layers, strict=True):
+        assert torch.equal(used.keys, unused.keys) and torch.equal(used.values, unused.values)
+
+
+def test_words_are_read_in_the_light_of_the_images(backbone: GenerativeBackbone) -> None:
+    here, there = (backbone.encode_language(backbone.encode_vision(pixels(seed=seed)), WORDS) for seed in (0, 1))
+    assert (here.hidden_states - there.hidden_states).abs().max() > 1e-2
+
+
+def test_the_tail_equals_words_at_its_place(backbone: GenerativeBackbone) -> None:
+    vision = backbone.encode_vision(pixels())
+    whole = backbone.encode_language(vision, WORDS)
+    begun = backbone.encode_language(vision, WORDS[:, :2])
+    embeddings = backbone.model.get_input_embeddings()(WORDS[:, 2:])
+    tail = backbone.encode_tail(begun, embeddings)
+    torch.testing.assert_close(tail, whole.hidden_states[:, 0, 2:], atol=1e-5, rtol=0)
+    assert torch.equal(backbone.encode_tail(begun, embeddings), tail)
+
+
+def test_gradients_reach_the_tails_embeddings_through_frozen_weights(backbone: GenerativeBackbone) -> None:
+    language = backbone.encode_language(backbone.encode_vision(pixels()), WORDS)
+    embeddings = torch.zeros(2, 3, 32, requires_grad=True)
+    backbone.encode_tail(language, embeddings)[:, -1].sum().backward()
+    assert embeddings.grad is not None and embeddings.grad.abs().amax(dim=-1).gt(0).all()
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize("place", [slice(0, 4), slice(3, 7)], ids=["right", "left"])
+def test_padding_of_the_words_changes_nothing(backbone: GenerativeBackbone, place: slice) -> None:
+    padded_words, mask = torch.full((2, 7), 7), torch.zeros(2, 7)
+    padded_words[:, place], mask[:, place] = WORDS, 1
+    vision = backbone.encode_vision(pixels())
+    plain = backbone.encode_language(vision, WORDS, taps=TAPS)
+    padded = backbone.encode_language(vision, padded_words, mask, taps=TAPS)
+    torch.testing.assert_close(padded.hidden_states[:, :, place], plain.hidden_states, atol=1e-5, rtol=0)
+    assert padded.hidden_states.transpose(1, 2)[mask == 0].eq(0).all()
+    tails = [backbone.encode_tail(language, torch.ones(2, 2, 32)) for language in (plain, padded)]
+    torch.testing.assert_close(*tails, atol=1e-5, rtol=0)
+
+
+def test_an_absent_camera_leaves_no_trace(backbone: GenerativeBackbone) -> None:
+    present = torch.tensor([[False, True], [True, False]])
+    garbage = pixels().masked_fill(~present[:, :, None, None, None], float("nan"))
+    vision = backbone.encode_vision(garbage, present, taps=TAPS)
+    language = backbone.encode_language(vision, WORDS, taps=TAPS)
+    alone = backbone.encode_vision(pixels()[present][:, None], taps=TAPS)
+    words_alone = backbone.encode_language(alone, WORDS, taps=TAPS)
+    assert vision.mask.equal(present.repeat_interleave(4, dim=1))
+    seen = vision.hidden_states.transpose(1, 2)
+    torch.testing.assert_close(seen[vision.mask], alone.hidden_states.transpose(1, 2).flatten(0, 1), atol=1e-5, rtol=0)
+    assert seen[~vision.mask].eq(0).all()
+    torch.testing.assert_close(language.hidden_states, words_alone.hidden_states, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_camera_and_no_words_give_zeros(tiny_smolvlm: Path, dtype: str) -> None:
+    backbone = load_backbone({"source": "hub", "name": "owner/tiny", "dtype": dtype}, tiny_smolvlm)
+    for frame in (backbone.frame, ImageFrame()):
+        backbone.frame = frame
+        vision = backbone.encode_vision(pixels(), torch.zeros(2, 2))
+        language = backbone.encode_language(vision, WORDS, torch.zeros_like(WORDS))
+        assert vision.hidden_states.dtype == language.hidden_states.dtype == getattr(torch, dtype)
+        assert vision.hidden_states.eq(0).all() and language.hidden_states.eq(0).all()
+        assert backbone.encode_tail(language, torch.ones(2, 1, 32)).isfinite().all()
+
+
+def test_an_image_of_one_grey_is_seen(backbone: GenerativeBackbone) -> None:
+    assert backbone.encode_vision(torch.zeros(1, 2, 3, 28, 28)).hidden_states.abs().amax(dim=-1).gt(0).all()
+
+
+def test_what_it_cannot_do_is_said(backbone: GenerativeBackbone) -> None:
+    vision = backbone.encode_vision(pixels())
+    cached = VisionFeatures(vision.hidden_states, vision.mask, vision.num_cameras, vision.taps)
+    for missing in (None, cached):
+        with pytest.raises(ValueError, match="pass the vision features that encode_vision returned"):
+            backbone.encode_language(missing, WORDS)
+    with pytest.raises(ValueError, match="3 rows are to continue from 2"):
+        backbone.encode_language(vision, WORDS[:1].expand(3, -1))
+    with pytest.raises(ValueError, match=r"square images whose side is a multiple of 14 pixels, got \(28, 42\)"):
+        backbone.encode_vision(torch.zeros(1, 1, 3, 28, 42))
+
+
+def test_gradient_checkpointing_which_drops_the_cache_is_refused(tiny_smolvlm: Path) -> None:
+    backbone = load_backbone(None, tiny_smolvlm)
+    backbone.requires_grad_(True).train()
+    backbone.model.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="leave gradient checkpointing to the expert"):
+        backbone.encode_vision(pixels())
+
+
+def test_a_language_model_that_forgets_keys_is_refused() -> None:
+    from transformers import MistralConfig, SmolVLMConfig, SmolVLMModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    text = MistralConfig(sliding_window=8, num_key_value_heads=2, vocab_size=20, **sizes)
+    model = SmolVLMModel(SmolVLMConfig(vision_config={"image_size": 28, "patch_size": 7, **sizes}, text_config=text))
+    with pytest.raises(ValueError, match=r"does not keep the keys.*DynamicSlidingWindowLayer"):
+        load_backbone(None, model)
+
+
+def test_idefics3_is_served_by_the_same_adapter() -> None:
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration, LlamaConfig
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    model = Idefics3ForConditionalGeneration(
+        Idefics3Config(
+            vision_config={"image_size": 28, "patch_size": 7, **sizes},
+            text_config=LlamaConfig(**sizes, vocab_size=20, pad_token_id=0, initializer_range=0.2),
+            image_token_id=4,
+        )
+    )
+    backbone = load_backbone(None, model)
+    assert isinstance(backbone, GenerativeBackbone)
+    vision = backbone.encode_vision(pixels(), taps=(0, 2))
+    language = backbone.encode_language(vision, WORDS, taps=(0, 2))
+    expected = states_of_the_whole_model(backbone, pixels(), WORDS)
+    for tap in (0, 2):
+        found = torch.cat([vision.tap(tap), language.tap(tap)], dim=1)
+        torch.testing.assert_close(found, expected[tap], atol=1e-5, rtol=0)
+
+
+def test_the_processor_gives_it_one_square_an_image(backbone: GenerativeBackbone, tiny_smolvlm: Path) -> None:
+    body = Embodiment("arm", ["a"], ["s"], 10.0, cameras=["front", "wrist"])
+    processor = PriorVLAProcessor.for_backbone(tiny_smolvlm, [body], max_text_length=6)
+    wide, square = np.full((28, 56, 3), 255, np.uint8), np.zeros((200, 200, 3), np.uint8)
+    batch = processor(embodiment="arm", images=[{"wrist": wide, "front": square}, {}], text="open the drawer")
+    assert batch["pixel_values"].shape == (2, 2, 3, 28, 28)
+    assert batch["pixel_values"][0].mean((1, 2, 3)).tolist() == [-1, 1]
+    language = backbone.encode_language(
+        backbone.encode_vision(batch["pixel_values"], batch["pixel_attention_mask"]),
+        batch["input_ids"],
+        batch["attention_mask"],
+    )
+    assert language.mask.sum(dim=1).tolist() == [3, 3]

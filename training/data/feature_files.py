@@ -1,0 +1,142 @@
+"""Tensors of one shape in one file, memory-mapped, filled in any order and never taken for another's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+KEY_FILE, FEATURES_FILE, DONE_FILE = "key.json", "features.bin", "done.bin"
+FORMAT = 2  # raise it whenever the files would mean something else
+
+
+class FeatureFile:
+    """`count` entries of `entry_shape` in a folder of `root` that is named after everything they depend on.
+
+    Another key is another folder, so that what changes features never finds old ones. The folder appears whole, with
+    its key and two sparse files: the entries, and a byte for each that says whether it is there. Only entries that are
+    written take disk space. A process may be stopped at any time; what it had written stays.
+
+    An object travels to another process without the entries, which are mapped there again.
+
+    Args:
+        kind: begins the folder's name, for people.
+        key: JSON; what the entries depend on.
+
+    Raises:
+        ValueError: when there is a folder of that name whose key or sizes are not what the name promises.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        kind: str,
+        key: Mapping[str, Any],
+        count: int,
+        entry_shape: Sequence[int],
+        dtype: torch.dtype,
+    ) -> None:
+        self.count, self.entry_shape, self.dtype = count, tuple(entry_shape), dtype
+        self.key = {"format": FORMAT, **key, "count": count, "entry_shape": list(entry_shape), "dtype": str(dtype)}
+        name = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = Path(root) / f"{kind}-{name}"
+        self._entries: Tensor | None = None
+        if self.folder.exists():
+            self._require_intact()
+
+    @property
+    def bytes_per_entry(self) -> int:
+        return prod(self.entry_shape) * self.dtype.itemsize
+
+    def missing(self, entries: Tensor) -> Tensor:
+        """Those of `entries` that are not there yet, sorted and without repeats."""
+        wanted = entries.unique()
+        return wanted[~self._has(wanted)] if self.folder.is_dir() else wanted
+
+    def create(self) -> None:
+        """Makes the folder, unless there is one; two processes may do so at once."""
+        if self.folder.is_dir():
+            return
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
+        try:
+            (unfinished / KEY_FILE).write_text(json.dumps(self.key, indent=2) + "\n", encoding="utf-8")
+            for name, size in self._sizes().items():
+                with (unfinished / name).open("wb") as file:
+                    file.truncate(size)  # sparse: blocks are taken when they are written
+            unfinished.chmod(0o755)
+            unfinished.rename(self.folder)
+        except OSError:
+            if not self.folder.is_dir():  # otherwise another process was faster, and its folder is the same
+                raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def write(self, entries: Tensor, values: Tensor) -> None:
+        """Keeps `values` (n, *entry_shape) of `entries` (n,); those that are there already stay as they are."""
+        new = ~self._has(entries)
+        entries, values = entries[new], values[new]
+        self._mapped(shared=True)[entries] = values.to(self.dtype)
+        self._done("r+")[entries.numpy()] = 1  # after the entries: stopped in between, they are written again
+        self._entries = None
+
+    def __getitem__(self, entries: Tensor) -> Tensor:
+        """(n, *entry_shape) of `entries` (n,), which must have been written."""
+        if self._entries is None:
+            self._require_intact()
+            self._entries = self._mapped(shared=False)
+        return self._entries[entries]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_entries": None}
+
+    def _sizes(self) -> dict[str, int]:
+        return {FEATURES_FILE: self.count * self.bytes_per_entry, DONE_FILE: self.count}
+
+    def _mapped(self, shared: bool) -> Tensor:
+        """All entries; what is assigned to them reaches the disk when `shared`."""
+        shape = (self.count, *self.entry_shape)
+        file = str(self.folder / FEATURES_FILE)
+        return torch.from_file(file, shared=shared, size=prod(shape), dtype=self.dtype).view(shape)
+
+    def _done(self, mode: Any = "r") -> NDArray[np.uint8]:
+        return np.memmap(self.folder / DONE_FILE, dtype=np.uint8, mode=mode, shape=(self.count,))
+
+    def _has(self, entries: Tensor) -> Tensor:
+        return torch.from_numpy(self._done()[entries.numpy()] != 0)
+
+    def _require_intact(self) -> None:
+        if damage := self._damage():
+            raise ValueError(
+                f"{self.folder} is not the feature cache that its name promises: {damage}. Delete that folder, and its "
+                "frames are encoded again"
+            )
+
+    def _damage(self) -> str | None:
+        try:
+            found = json.loads((self.folder / KEY_FILE).read_text(encoding="utf-8"))
+            sizes = {name: (self.folder / name).stat().st_size for name in self._sizes()}
+        except (OSError, ValueError) as error:
+            return str(error)
+        if not isinstance(found, dict):
+            return f"{KEY_FILE} holds no JSON object"
+        for name in self.key:
+            if found.get(name) != self.key[name]:
+                return f"{KEY_FILE} has {name}={found.get(name)!r:.200}, expected {self.key[name]!r:.200}"
+        for name, size in self._sizes().items():
+            if sizes[name] != size:
+                return f"{name} has {sizes[name]} bytes, expected {size}"
+        return None
+
+
+__all__ = ["FeatureFile"]

@@ -1,0 +1,39 @@
+"""Arguments of the rungs that see: 2 and 3."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .stage_arguments import StageTrainingArguments
+
+
+@dataclass
+class ObservingTrainingArguments(StageTrainingArguments):
+    """What `VisionActionPriorTrainer` and `VLATrainer` take beside `StageTrainingArguments`.
+
+    Raises ValueError on a learning rate or a factor of one that is not positive.
+    """
+
+    learning_rate: float = field(default=8e-4, metadata={"help": "Peak learning rate of AdamW."})
+    expert_lr_scale: float = field(
+        default=1.0, metadata={"help": "Learning-rate factor of the action expert and the trajectory encoder."}
+    )
+    backbone_learning_rate: float = field(
+        default=1e-5, metadata={"help": "Peak learning rate of a backbone that is trained, adapters too (paper B)."}
+    )
+    backbone_weight_decay: float = field(default=0.0, metadata={"help": "Of such a backbone's matrices."})
+    loss_weights: dict[str, float] | None = field(
+        default=None,
+        metadata={"help": "What an error in position, rotation and gripper weighs, for example 30, 10, 10 (paper B)."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.expert_lr_scale <= 0 or self.backbone_learning_rate <= 0:
+            raise ValueError(
+                f"expert_lr_scale={self.expert_lr_scale} and backbone_learning_rate={self.backbone_learning_rate} must "
+                "be positive; decoder='frozen' stops the expert, the model's backbone_training='frozen' the backbone"
+            )
+
+
+__all__ = ["ObservingTrainingArguments"]

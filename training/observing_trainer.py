@@ -1,0 +1,89 @@
+"""What the Trainers of rungs 2 and 3 share: features in batches, a backbone's own learning rate, gates in the log."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..modeling_priorvla.attached_backbone import TRAINED
+from ..modeling_priorvla.backbone import LanguageFeatures, VisionFeatures
+from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
+from .component_weights import component_weights
+from .observing_arguments import ObservingTrainingArguments
+from .stage_trainer import StageTrainer
+
+
+class ObservingTrainer(StageTrainer):
+    """A `StageTrainer` of a `PriorVLAModel`, on batches of `ObservationDataset` or `LiveObservationDataset`.
+
+    Raises:
+        ValueError: `loss_weights` are given without a processor, which knows the bodies' dims, or do not fit them.
+    """
+
+    args: ObservingTrainingArguments
+    model: PriorVLAModel
+    card_arguments = (*StageTrainer.card_arguments, "expert_lr_scale", "loss_weights")
+
+    def __init__(self, model: PriorVLAModel, args: ObservingTrainingArguments, **kwargs: Any) -> None:
+        scales = {
+            "expert.": args.expert_lr_scale,
+            "encoder.": args.expert_lr_scale,
+            TRAINED: args.backbone_learning_rate / args.learning_rate,
+        }
+        if model.config.backbone_training != "frozen":
+            self.card_arguments = (*self.card_arguments, "backbone_learning_rate", "backbone_weight_decay")
+        super().__init__(model, args, lr_scales=scales, weight_decays={TRAINED: args.backbone_weight_decay}, **kwargs)
+        self._loss_weights: Tensor | None = None
+        if args.loss_weights is not None:
+            if self.processor is None:
+                raise ValueError("loss_weights are of the bodies' dims: pass processor=, which knows them")
+            self._loss_weights = component_weights(self.processor.embodiments, args.loss_weights).to(args.device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        inputs = {**as_features(inputs, self.model.config.taps), "loss_weights": self._loss_weights}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def saved_parameters(self) -> Iterator[nn.Parameter]:
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad or not name.startswith(TRAINED):
+                yield parameter
+
+    def card_values(self) -> dict[str, Any]:
+        return {"gates": self.model.gate_values()}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds how far the gates of each kind are open, averaged over layers."""
+        if "loss" in logs:
+            kinds: dict[str, list[float]] = defaultdict(list)
+            for name, value in self.model.gate_values().items():
+                kinds[name.rpartition(".")[2]].append(value)
+            logs |= {f"gate_{kind.removesuffix('_gate')}": sum(own) / len(own) for kind, own in kinds.items()}
+        super().log(logs, start_time)
+
+
+def as_features(inputs: dict[str, Any], taps: tuple[int, ...]) -> dict[str, Any]:
+    """Cached features of a batch, flat tensors as a Trainer moves them, as the model's two feature objects.
+
+    `vision_hidden_states` (B, T, C, P, d_v) and `language_hidden_states` (B, T or 1, L, d_t) are of the layers `taps`.
+    """
+    inputs = dict(inputs)
+    if "vision_hidden_states" in inputs:
+        hidden_states, mask = inputs.pop("vision_hidden_states"), inputs.pop("vision_mask")
+        inputs["vision_features"] = VisionFeatures(hidden_states.flatten(2, 3), mask.flatten(1, 2), mask.shape[1], taps)
+    if "language_hidden_states" in inputs:
+        hidden_states = inputs.pop("language_hidden_states")
+        own = None if hidden_states.shape[1] == 1 else taps
+        inputs["language_features"] = LanguageFeatures(hidden_states, inputs.pop("language_mask"), own)
+    return inputs
+
+
+__all__ = ["ObservingTrainer", "as_features"]
