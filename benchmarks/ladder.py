@@ -77,8 +77,9 @@ class Ladder:
         """A vision-action prior."""
         folder = self.folder / name
         if not done(folder):
-            run("pretrain", "--config", "vision_action_prior_small", "--fusion", self.options.fusion, *self._common(folder),
-                "--max-steps", self.options.sight_steps, *(("--prior", prior) if prior else ()))  # fmt: skip
+            start = ("--prior", prior) if prior else ()
+            host = ("--fusion", self.options.fusion, "--max-steps", self.options.sight_steps)
+            run("pretrain", "--config", "vision_action_prior_small", *host, *self._common(folder), *start)
         return folder
 
     def train(self, arm: str) -> Path:
@@ -94,9 +95,9 @@ class Ladder:
             steps += self.options.sight_steps
         folder = self.folder / arm.replace(", ", "-").replace(" ", "-")
         if not done(folder):
+            start = ("--prior", prior) if prior else ()
             host = () if arm.endswith("sight") else ("--fusion", self.options.fusion)
-            run("train", "--config", "vla_seeing_small", *host, *self._common(folder), "--max-steps", steps,
-                *(("--prior", prior) if prior else ()))  # fmt: skip
+            run("train", "--config", "vla_seeing_small", *host, *self._common(folder), "--max-steps", steps, *start)
         return folder
 
     def evaluate(self, arm: str, policy: Path) -> dict[str, Any]:

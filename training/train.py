@@ -48,9 +48,9 @@ PRIOR_FUSION, POLICY_FUSION = "gated", "latent"  # where nothing else is asked f
 
 def pretrain_vision_action_prior(options: VisionPriorOptions) -> VisionActionPriorTrainer:
     """Trains rung 2 and leaves model, processor, card, log, plot and metrics in `options.output_dir`."""
-    run = _Run(options, PRIOR_FUSION, language=False)
+    options.check()
     arguments = training_arguments(VisionActionPriorTrainingArguments, options)
-    run.training = [share_of_episodes(source, options.data_share, options.seed) for source in run.training]
+    run = _Run(options, PRIOR_FUSION, language=False)
     trainer = VisionActionPriorTrainer(run.model, arguments, **run.trainer_arguments(arguments.device))
     trainer.train(resume_from_checkpoint=run.last_checkpoint)
     finish_run(trainer, _losses(trainer.evaluate()) if run.held_out else {})
@@ -67,8 +67,9 @@ def train_vla(options: VLAOptions) -> VLATrainer:
 
     At its end it is measured whether the policy listens, on held-out episodes if there are any.
     """
-    run = _Run(options, POLICY_FUSION, language=True)
+    options.check()
     arguments = training_arguments(VLATrainingArguments, options, **_distillation(options))
+    run = _Run(options, POLICY_FUSION, language=True)
     trainer = VLATrainer(run.model, arguments, **run.trainer_arguments(arguments.device))
     trainer.train(resume_from_checkpoint=run.last_checkpoint)
     metrics = _losses(trainer.evaluate()) if run.held_out else {}
@@ -80,16 +81,17 @@ def train_vla(options: VLAOptions) -> VLATrainer:
 
 
 class _Run:
-    """What both rungs prepare in the same way: options checked, data split, bodies, backbone and model."""
+    """What both rungs prepare in the same way: data split, bodies, backbone, model and processor."""
 
     def __init__(self, options: ObservingOptions, fusion: str, language: bool) -> None:
-        options.check()
         self.options = options
         fields = checked_fields(PriorVLAConfig, options.model or {}, "model")
         start = _Start.of(options.prior)
         self.sources, self.weights = load_sources(options.datasets, frames=True)
         parts = [split_episodes(source, options.holdout, options.seed) for source in self.sources]
         self.training, self.held_out = [part[0] for part in parts], [part[1] for part in parts if len(part[1])]
+        if isinstance(options, VisionPriorOptions):
+            self.training = [share_of_episodes(source, options.data_share, options.seed) for source in self.training]
         if start.embodiments is None:
             embodiments = fit_embodiments(self.training, _chunk_size(fields))
         else:
