@@ -38,6 +38,7 @@ from priorvla.hub_cards.versions import installed_versions
 TASKS = ("drawer-open", "drawer-close", "button-press-topdown", "door-open", "window-open", "faucet-open")
 ARMS = ("one stage", "motion", "sight", "motion, sight", "one stage, longer")
 MOTION_EPISODES, DEMONSTRATIONS = 8, 5  # of every task, as in the quickstart
+LISTENING = 18  # observations, three of every task
 
 
 def run(*arguments: object) -> None:
@@ -97,7 +98,8 @@ class Ladder:
         if not done(folder):
             start = ("--prior", prior) if prior else ()
             host = () if arm.endswith("sight") else ("--fusion", self.options.fusion)
-            run("train", "--config", "vla_seeing_small", *host, *self._common(folder), "--max-steps", steps, *start)
+            run("train", "--config", "vla_seeing_small", *host, *self._common(folder), *start, "--max-steps", steps,
+                "--listening", LISTENING)  # fmt: skip
         return folder
 
     def evaluate(self, arm: str, policy: Path) -> dict[str, Any]:

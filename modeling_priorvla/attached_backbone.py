@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,6 +37,7 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
     def __init__(self, config: PriorVLAConfig) -> None:
         super().__init__(config)
         self.__dict__["_frozen_backbone"] = None
+        self._trained_at: tuple[str, dict[str, Any]] | None = None  # the checkpoint that a trained backbone is read from
 
     @property
     def backbone(self) -> Backbone | None:
@@ -44,8 +47,9 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
     def attach_backbone(self, backbone: BackboneSource | None = None) -> Self:
         """Loads and holds the backbone of `config.backbone`, or that of a folder or module given instead.
 
-        It is frozen, or trained as `config.backbone_training` says. Raises ValueError when its weights are not those
-        that `config.backbone["sha256"]` names, or its shape is not the one that the model was built for.
+        It is frozen, or trained as `config.backbone_training` says; then what the checkpoint that the model was loaded
+        from has of it is read. Raises ValueError when its weights are not those that `config.backbone["sha256"]` names,
+        its shape is not the one that the model was built for, or the checkpoint lacks something of it.
         """
         config = self.config
         loaded = load_backbone(config.backbone, backbone)
@@ -69,13 +73,35 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
             self.__dict__["_frozen_backbone"] = loaded
         else:
             self._modules[TRAINED[:-1]] = loaded
+            if self._trained_at is not None:
+                place, hub = self._trained_at
+                self.load_trained_tensors(place, **hub)
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        if (frozen := self.__dict__["_frozen_backbone"]) is not None:
-            frozen.to(self.device)  # it follows to a device, and keeps the dtype that it was loaded in
+        with self._trained_backbone_aside():
+            super()._apply(fn, recurse)
+        if self.backbone is not None:
+            self.backbone.to(self.device)  # it follows to a device, and keeps the dtype that it was loaded in
         return self
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        """Not of a backbone that words continue from: it keeps keys and values, which recomputing would drop."""
+        if self.backbone is None or not self.backbone.language_reads_vision:
+            super()._set_gradient_checkpointing(*args, **kwargs)
+            return
+        with self._trained_backbone_aside():
+            super()._set_gradient_checkpointing(*args, **kwargs)
+
+    @contextmanager
+    def _trained_backbone_aside(self) -> Iterator[None]:
+        """Inside, a backbone that is trained is no submodule."""
+        trained = self._modules.pop(TRAINED[:-1], None)
+        try:
+            yield
+        finally:
+            if trained is not None:
+                self._modules[TRAINED[:-1]] = trained
 
     @classmethod
     def from_pretrained(
@@ -88,14 +114,14 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
         """As every transformers model; `backbone` is "auto" (that of `config.backbone`), a folder, a module or None."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.config.backbone_training != "frozen":
+            hub = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
+            model._trained_at = (str(pretrained_model_name_or_path), hub)
         if backbone != "auto":
             if backbone is not None:
                 model.attach_backbone(backbone)
         elif model.config.backbone is not None:
             model.attach_backbone()
-        if model.trained_tensors():
-            place = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
-            model.load_trained_tensors(pretrained_model_name_or_path, **place)
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
@@ -107,6 +133,7 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
                 for name, tensor in everything.items()
                 if not name.startswith(TRAINED) or name.removeprefix(TRAINED) in trained
             }
+            kwargs["save_original_format"] = False  # else tensors are renamed as older releases called the backbone's
         super().save_pretrained(save_directory, **kwargs)
 
     def trained_tensors(self) -> dict[str, Tensor]:
@@ -120,10 +147,10 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
         learning = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
         return {name: tensor for name, tensor in state.items() if name in learning}
 
-    def load_trained_tensors(self, place: str | os.PathLike[str] | None, **hub: Any) -> None:
+    def load_trained_tensors(self, place: str, **hub: Any) -> None:
         """Reads them back out of a checkpoint. Raises ValueError naming a tensor that the checkpoint does not have."""
         wanted = self.trained_tensors()
-        for file in _weight_files(str(place), **hub):
+        for file in _weight_files(place, **hub):
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118, it is no mapping
                     if name.startswith(TRAINED) and (own := wanted.pop(name.removeprefix(TRAINED), None)) is not None:

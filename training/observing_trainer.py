@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..modeling_priorvla.attached_backbone import TRAINED
@@ -20,7 +21,8 @@ class ObservingTrainer(StageTrainer):
     """A `StageTrainer` of a `PriorVLAModel`, on batches of `ObservationDataset` or `LiveObservationDataset`.
 
     Raises:
-        ValueError: `loss_weights` are given without a processor, which knows the bodies' dims, or do not fit them.
+        ValueError: `loss_weights` are given without a processor, which knows the bodies' dims, or do not fit them; a
+            backbone is to be trained in full that is not float32.
     """
 
     args: ObservingTrainingArguments
@@ -28,14 +30,16 @@ class ObservingTrainer(StageTrainer):
     card_arguments = (*StageTrainer.card_arguments, "expert_lr_scale", "loss_weights")
 
     def __init__(self, model: PriorVLAModel, args: ObservingTrainingArguments, **kwargs: Any) -> None:
+        _require_float32_in_full(model)
+        backbone = rf"^{TRAINED}"
         scales = {
-            "expert.": args.expert_lr_scale,
-            "encoder.": args.expert_lr_scale,
-            TRAINED: args.backbone_learning_rate / args.learning_rate,
+            r"_gate\.weight$": args.gate_lr_scale,
+            r"^(expert|encoder)\.": args.expert_lr_scale,
+            backbone: args.backbone_learning_rate / args.learning_rate,
         }
         if model.config.backbone_training != "frozen":
             self.card_arguments = (*self.card_arguments, "backbone_learning_rate", "backbone_weight_decay")
-        super().__init__(model, args, lr_scales=scales, weight_decays={TRAINED: args.backbone_weight_decay}, **kwargs)
+        super().__init__(model, args, lr_scales=scales, weight_decays={backbone: args.backbone_weight_decay}, **kwargs)
         self._loss_weights: Tensor | None = None
         if args.loss_weights is not None:
             if self.processor is None:
@@ -68,6 +72,16 @@ class ObservingTrainer(StageTrainer):
                 kinds[name.rpartition(".")[2]].append(value)
             logs |= {f"gate_{kind.removesuffix('_gate')}": sum(own) / len(own) for kind, own in kinds.items()}
         super().log(logs, start_time)
+
+
+def _require_float32_in_full(model: PriorVLAModel) -> None:
+    backbone = model.backbone
+    if model.config.backbone_training == "full" and backbone is not None and backbone.dtype != torch.float32:
+        raise ValueError(
+            f"backbone_training='full' with a backbone in {backbone.dtype}, in which small steps vanish: load it in "
+            "float32 (--backbone-dtype float32, config.backbone['dtype']), or train adapters, which are float32 beside "
+            "it (backbone_training='lora')"
+        )
 
 
 def as_features(inputs: dict[str, Any], taps: tuple[int, ...]) -> dict[str, Any]:

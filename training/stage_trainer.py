@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -44,8 +45,8 @@ class StageTrainer(TrainsOnStreams):
     Args:
         model: float32 weights; mixed precision is autocast's affair.
         processor: saved beside every checkpoint.
-        lr_scales, weight_decays: learning-rate factor, and weight decay instead of the arguments', of parameters whose
-            name starts with the key.
+        lr_scales, weight_decays: learning-rate factor, and weight decay instead of the arguments', of parameters in
+            whose name the key, a regular expression, is found; the first that is counts.
         datasets, base_model: what the card names as the run's data and start.
         And everything that `Trainer` takes.
 
@@ -199,8 +200,8 @@ class StageTrainer(TrainsOnStreams):
             groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
-                    scale = _by_prefix(self.lr_scales, name, 1.0)
-                    decay = _by_prefix(self.weight_decays, name, self.args.weight_decay) if name in decayed else 0.0
+                    scale = _by_name(self.lr_scales, name, 1.0)
+                    decay = _by_name(self.weight_decays, name, self.args.weight_decay) if name in decayed else 0.0
                     groups[scale, decay].append(parameter)
             # a wrapped model is as good, whatever the annotation says
             optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, model)  # type: ignore[arg-type]
@@ -282,8 +283,8 @@ class _AverageAfterStep(TrainerCallback):
         self.average.step()
 
 
-def _by_prefix(values: dict[str, float], name: str, otherwise: float) -> float:
-    return next((value for prefix, value in values.items() if name.startswith(prefix)), otherwise)
+def _by_name(values: dict[str, float], name: str, otherwise: float) -> float:
+    return next((value for pattern, value in values.items() if re.search(pattern, name)), otherwise)
 
 
 def _require_float32(model: nn.Module) -> None:
