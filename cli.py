@@ -153,8 +153,7 @@ def _add_train(commands: Any) -> None:
     command.add_argument(
         "--insertion",
         choices=("before", "after", "token"),
-        default="after",
-        help="with a vision-action prior: where new layers that read the instruction stand; token: nowhere, all read",
+        help="with a vision-action prior: where new layers, which read the instruction, stand; default: after",
     )
     command.add_argument("--listening", type=int, default=32, help="observations to measure on whether it listens")
 

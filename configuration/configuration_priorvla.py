@@ -65,7 +65,8 @@ class PriorVLAConfig(MotionConfig):
         gate (`str`, defaults to "zero"): form of the hosts' gates, with a weight w that is learned. `zero` adds w x a
             branch, per channel, and w is 0 wherever a prior must stay what it is; `additive` adds sigmoid(w) x a
             branch, one w (paper B); `convex` mixes by sigmoid(w), per channel (the code released with paper B).
-        use_latent (`bool`, defaults to False): give z' to the expert of another host than `latent` as well.
+        use_latent (`bool`, defaults to False): give z' to the expert of another host than `latent` as well. Not with
+            `language=False`: z' says what is wanted, which a prior cannot know, and it reaches every layer.
         fusion_transformer (`FusionConfig`): the tail over the backbone's features that makes z'.
         tail (`str`, defaults to "transformer"): what computes z': the fusion transformer, or the `backbone` itself,
             which continues its sequence with the query token (paper A; generative backbones only).
@@ -157,6 +158,11 @@ class PriorVLAConfig(MotionConfig):
                 "z' reaches the expert as its latent token: context_tokens must have 'latent' with fusion='latent' or "
                 f"use_latent=True, got {self.expert.context_tokens}"
             )
+        if self.use_latent and not self.language:
+            raise ValueError(
+                "use_latent=True with language=False: z' says what is wanted and reaches every layer of the expert, "
+                "also those that must stay blind to the instruction: leave it out of a vision-action prior"
+            )
         if self.fusion == "latent":
             self._validate_latent_host()
         else:
@@ -211,11 +217,8 @@ class PriorVLAConfig(MotionConfig):
                 f"gradient: with fusion={self.fusion!r} only the flow loss could train it. Use backbone_training="
                 "'frozen', or use_latent=True"
             )
-        if self.tail == "backbone" and not (self.predicts_latent and self.language):
-            raise ValueError(
-                "tail='backbone' makes z' behind the instruction: it needs language=True, and fusion='latent' or "
-                "use_latent=True"
-            )
+        if self.tail == "backbone" and not self.predicts_latent:
+            raise ValueError("tail='backbone' makes z': it needs fusion='latent' or use_latent=True")
         if self.backbone is None:
             return
         unknown = sorted(set(self.backbone) - set(BACKBONE_KEYS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,9 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
     def __init__(self, config: PriorVLAConfig) -> None:
         super().__init__(config)
         self.__dict__["_frozen_backbone"] = None
-        self._trained_at: tuple[str, dict[str, Any]] | None = None  # the checkpoint that a trained backbone is read from
+        self._trained_at: tuple[str, dict[str, Any]] | None = (
+            None  # the checkpoint that a trained backbone is read from
+        )
 
     @property
     def backbone(self) -> Backbone | None:
@@ -47,11 +50,16 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
     def attach_backbone(self, backbone: BackboneSource | None = None) -> Self:
         """Loads and holds the backbone of `config.backbone`, or that of a folder or module given instead.
 
+        A module that others may hold too is copied before it is trained, or when it is trained elsewhere.
         It is frozen, or trained as `config.backbone_training` says; then what the checkpoint that the model was loaded
         from has of it is read. Raises ValueError when its weights are not those that `config.backbone["sha256"]` names,
         its shape is not the one that the model was built for, or the checkpoint lacks something of it.
         """
         config = self.config
+        if isinstance(backbone, nn.Module) and (
+            config.backbone_training != "frozen" or any(parameter.requires_grad for parameter in backbone.parameters())
+        ):
+            backbone = copy.deepcopy(backbone)
         loaded = load_backbone(config.backbone, backbone)
         found = (loaded.num_layers, loaded.vision_hidden_size, loaded.text_hidden_size)
         expected = (config.backbone_layers, config.vision_hidden_size, config.text_hidden_size)
@@ -126,6 +134,11 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
         """As every transformers model; of a backbone goes in what is trained of it."""
+        if self.config.backbone_training != "frozen" and self.backbone is None:
+            raise ValueError(
+                f"config.backbone_training is {self.config.backbone_training!r} and no backbone is attached: what was "
+                "trained of it would be lost, call attach_backbone() first"
+            )
         if trained := self.trained_tensors():
             everything = kwargs.get("state_dict") or self.state_dict()
             kwargs["state_dict"] = {

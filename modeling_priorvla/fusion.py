@@ -22,14 +22,12 @@ class FusionTransformer(nn.Module):
     def __init__(self, config: PriorVLAConfig) -> None:
         super().__init__()
         fusion, expert = config.fusion_transformer, config.expert
-        self.config = fusion
+        self.config, self.tap = fusion, config.backbone_layers
         hidden_size, bodies = fusion.hidden_size, len(expert.embodiments)
         self.vision_proj = nn.Linear(config.vision_hidden_size, hidden_size)
         self.vision_norm = nn.RMSNorm(hidden_size, eps=expert.rms_norm_eps)
         self.camera_embeddings = nn.Parameter(torch.empty(config.num_cameras, hidden_size))
-        self.tap, self.reads_language = config.backbone_layers, config.language
-        if self.reads_language:
-            self.text_proj = nn.Linear(config.text_hidden_size, hidden_size)
+        self.text_proj = nn.Linear(config.text_hidden_size, hidden_size)
         if fusion.num_soft_tokens:
             self.soft_tokens = SoftTokens(bodies, fusion.num_soft_tokens, hidden_size)
         self.state_proj = EmbodimentLinear(expert.state_dims, [hidden_size] * bodies)
@@ -55,7 +53,7 @@ class FusionTransformer(nn.Module):
     def forward(
         self,
         vision: VisionFeatures,
-        language: LanguageFeatures | None,
+        language: LanguageFeatures,
         state: Tensor,
         embodiment_ids: Tensor,
         history: Tensor | None = None,
@@ -68,15 +66,12 @@ class FusionTransformer(nn.Module):
         """
         dtype = self.query.dtype
         memory, memory_mask = self._memory(vision, dtype)
-        tokens, seen = [], []
+        tokens = [self.text_proj(language.tap(self.tap).to(dtype))]
+        seen = [language.mask]
         if self.config.num_soft_tokens:
             tokens.append(self.soft_tokens(embodiment_ids))
         tokens.append(self.state_proj(state[:, None].to(dtype), embodiment_ids))
-        seen.append(state.new_ones(len(state), sum(part.shape[1] for part in tokens), dtype=torch.bool))
-        if self.reads_language:
-            assert language is not None
-            tokens.insert(0, self.text_proj(language.tap(self.tap).to(dtype)))
-            seen.insert(0, language.mask)
+        seen.append(state.new_ones(len(state), sum(part.shape[1] for part in tokens[1:]), dtype=torch.bool))
         if history is not None:
             tokens.append(self.history_proj(history.to(dtype) * history.shape[-1] ** 0.5)[:, None])
             seen.append(seen[-1][:, :1] if has_history is None else has_history[:, None])

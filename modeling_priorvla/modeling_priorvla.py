@@ -8,6 +8,7 @@ from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
@@ -25,6 +26,10 @@ from .hosts import Gate, HostMemory, SeeingLayer, Sight, host_layers
 from .modeling_action_prior import ActionPriorModel
 from .motion_model import FlowPrediction
 from .transfer import TransferReport, transfer_parameters
+
+# Of a vision-action prior's config: what a policy that is made from it cannot change.
+SHAPE = {"expert", "encoder", "fusion", "language", "gate", "use_latent", "fusion_transformer", "tail"}
+SHAPE |= {"use_history", "history_size", "num_cameras", "backbone_layers", "vision_hidden_size", "text_hidden_size"}
 
 Past = tuple[Tensor | None, Tensor | None, Tensor | None]  # states, actions, mask
 
@@ -71,11 +76,13 @@ class PriorVLAModel(BackbonePreTrainedModel):
 
     def gate_values(self) -> dict[str, float]:
         """How far every gate of the host is open: mean size of what its branch is multiplied by, by the gate's name."""
-        return {
-            name.removeprefix("expert."): gate.amount().detach().abs().mean().item()
-            for name, gate in self.named_modules()
-            if isinstance(gate, Gate)
-        }
+        values = {}
+        for name, gate in self.named_modules():
+            if isinstance(gate, Gate):
+                amount = gate.amount().detach()
+                whole = amount.full_tensor() if isinstance(amount, DTensor) else amount  # of shards, on every process
+                values[name.removeprefix("expert.")] = whole.abs().mean().item()
+        return values
 
     # --- from a prior -------------------------------------------------------------------------------------------------
 
@@ -100,7 +107,7 @@ class PriorVLAModel(BackbonePreTrainedModel):
                 (times, scheduler, inference steps) is the prior's.
 
         Returns:
-            The model, its `TransferReport` in `.transfer_report`.
+            The model, in the prior's dtype and on its device, its `TransferReport` in `.transfer_report`.
         """
         name = _name_of(prior, "an action prior in memory")
         moving: ActionPriorModel = prior if isinstance(prior, nn.Module) else ActionPriorModel.from_pretrained(prior)
@@ -109,6 +116,7 @@ class PriorVLAModel(BackbonePreTrainedModel):
         base = config.to_dict() if config is not None else {}
         inherited = inherited_fields(moving.config, {**base, **config_overrides})
         model = cls(PriorVLAConfig.from_dict({**base, **inherited, **config_overrides}))
+        model = model.to(device=moving.device, dtype=moving.dtype)  # type: ignore[call-arg]
         model.transfer_report = transfer_parameters(moving, model, name)
         for layer in model.expert.layers:
             if isinstance(layer, SeeingLayer):
@@ -131,12 +139,13 @@ class PriorVLAModel(BackbonePreTrainedModel):
         output).
 
         Args:
-            prior: a model with `language=False`, or the folder or Hub id of one. Its backbone, if attached, is shared.
+            prior: a model with `language=False`, or the folder or Hub id of one.
             insertion: see above. Our choice for the default: the paper names both.
             config_overrides: fields of `PriorVLAConfig` that are not the prior's shape (`backbone_training`, ...).
 
         Returns:
-            The model, its `TransferReport` in `.transfer_report`.
+            The model, in the prior's dtype and on its device, its `TransferReport` in `.transfer_report`. A backbone
+            that is attached to the prior and stays frozen is shared; otherwise call `attach_backbone()`.
 
         Raises:
             ValueError: the model is no vision-action prior, or a field is given that is the prior's.
@@ -146,11 +155,12 @@ class PriorVLAModel(BackbonePreTrainedModel):
         own = seeing.config
         if own.language:
             raise ValueError(f"{name} already reads instructions (config.language is True): train it on as it is")
-        if clash := sorted({"expert", "encoder", "fusion", "language", "gate", "use_latent"} & set(config_overrides)):
+        if clash := sorted(SHAPE & set(config_overrides)):
             raise ValueError(f"{clash[0]} cannot be given: a policy from a vision-action prior has the prior's own")
         layout, places = inserted_layout(own.fusion, own.expert.tap_layers, own.backbone_layers, insertion)
         expert = {**own.expert.to_dict(), **layout}
         model = cls(PriorVLAConfig.from_dict({**own.to_dict(), **config_overrides, "expert": expert, "language": True}))
+        model = model.to(device=seeing.device, dtype=seeing.dtype)  # type: ignore[call-arg]
 
         def rename(tensor: str) -> str:
             parts = tensor.split(".")
@@ -219,12 +229,13 @@ class PriorVLAModel(BackbonePreTrainedModel):
 
         Raises ValueError when the host has no query token (`config.predicts_latent`).
         """
-        past = self._encode_past(embodiment_ids, (history_states, history_actions, history_mask))
-        if isinstance(self.fusion, QueryTail):
-            assert self.backbone is not None and language_features is not None
-            return self.fusion(self.backbone, language_features, state, embodiment_ids, *past)
         if self.fusion is None:
             raise ValueError(f"fusion={self.config.fusion!r} predicts no latent: build the model with use_latent=True")
+        assert language_features is not None  # what predicts a latent reads language
+        past = self._encode_past(embodiment_ids, (history_states, history_actions, history_mask))
+        if isinstance(self.fusion, QueryTail):
+            assert self.backbone is not None
+            return self.fusion(self.backbone, language_features, state, embodiment_ids, *past)
         return self.fusion(vision_features, language_features, state, embodiment_ids, *past)
 
     def look(

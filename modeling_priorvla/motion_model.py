@@ -53,6 +53,15 @@ class MotionPreTrainedModel(PreTrainedModel):
         self.expert = ActionExpert(config.expert, self._expert_layers(config))
         self.encoder = TrajectoryEncoder(config.encoder, config.expert) if config.encoder is not None else None
 
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        """Raises ValueError with `use_reentrant=True`, which loses the gradients of what layers pass on in tuples."""
+        function = args[0] if args else kwargs.get("gradient_checkpointing_func")
+        if enable and getattr(function, "keywords", {}).get("use_reentrant"):
+            raise ValueError(
+                "gradient checkpointing with use_reentrant=True loses gradients here: leave it out, or set it to False"
+            )
+        super()._set_gradient_checkpointing(enable, *args, **kwargs)
+
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As every transformers model; the weights come to lie where freshly made ones would.

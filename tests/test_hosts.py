@@ -123,7 +123,8 @@ def velocity(model: PriorVLAModel, **changes) -> torch.Tensor:
 @pytest.mark.parametrize("fusion", HOSTS)
 def test_an_action_prior_in_a_host_is_its_decoder_told_nothing_to_the_bit(fusion, language, dtype):
     prior, ids, noise = make_prior().to(dtype), torch.tensor([0, 1, 0]), batch()["noise"]
-    host = make_host(fusion, "action prior", language=language).to(dtype)
+    host = PriorVLAModel.from_action_prior(prior, **{**SIZES, **TAIL}, fusion=fusion, language=language).eval()
+    assert host.dtype == dtype
     assert torch.equal(act(host), prior.sample_actions(embodiment_ids=ids, noise=noise))
     assert host.encoder is None and any(name.startswith("encoder.") for name in host.transfer_report.left)
     assert all(name.startswith("expert.") for name in host.transfer_report.loaded)
@@ -136,7 +137,7 @@ def test_an_action_prior_in_a_host_is_its_decoder_told_nothing_to_the_bit(fusion
 @pytest.mark.parametrize("fusion", HOSTS)
 def test_a_policy_begins_as_its_vision_action_prior_to_the_bit(fusion, start, insertion, dtype):
     prior = awake(make_host(fusion, start, language=False)).to(dtype)
-    policy = PriorVLAModel.from_vision_action_prior(prior, insertion=insertion).to(dtype).eval()
+    policy = PriorVLAModel.from_vision_action_prior(prior, insertion=insertion).eval()
     assert torch.equal(act(policy), act(prior))
     assert torch.equal(velocity(policy), velocity(prior))
     report = policy.transfer_report
@@ -330,6 +331,8 @@ def test_gradient_checkpointing_changes_no_gradient(fusion):
         model(**batch(), **observation(), prefix_length=torch.zeros(B, dtype=torch.long)).loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     torch.testing.assert_close(*gradients)
+    with pytest.raises(ValueError, match="use_reentrant=True loses gradients"):
+        model.gradient_checkpointing_enable({"use_reentrant": True})
 
 
 # --- the past, z' and the losses --------------------------------------------------------------------------------------
@@ -440,6 +443,7 @@ def layered(kinds: list[str], taps: list) -> dict:
         ({"fusion": "joint", "use_history": True}, "use_history=True needs the trajectory encoder"),
         ({"fusion": "joint", "backbone_training": "full", "stop_gradient_into_backbone": True}, "without any gradient"),
         ({"fusion": "joint", "tail": "backbone"}, "tail='backbone' makes z'"),
+        ({"fusion": "joint", "use_latent": True, "language": False}, "leave it out of a vision-action prior"),
         ({"fusion": "joint", **layered(["vision", "motion"], [1, None])}, "takes vision and"),
         ({"fusion": "joint", **layered(["vision"], [1])}, "no expert layer reads"),
         ({"fusion": "gated", **layered(["vision_language"], [9])}, "is not among the backbone's layers 0 to 4"),
@@ -456,8 +460,9 @@ def test_a_start_that_cannot_be_is_refused_with_a_sentence():
     with pytest.raises(ValueError, match="already reads instructions"):
         PriorVLAModel.from_vision_action_prior(make_host("joint"))
     seeing = make_host("joint", language=False)
-    with pytest.raises(ValueError, match="fusion cannot be given"):
-        PriorVLAModel.from_vision_action_prior(seeing, fusion="latent")
+    for field, value in (("fusion", "latent"), ("use_history", True), ("num_cameras", 1), ("gate", "convex")):
+        with pytest.raises(ValueError, match=f"{field} cannot be given"):
+            PriorVLAModel.from_vision_action_prior(seeing, **{field: value})
     with pytest.raises(ValueError, match=r"insertion='inside' is unknown, use before, after, token"):
         PriorVLAModel.from_vision_action_prior(seeing, insertion="inside")
     with pytest.raises(StrictDataclassError, match="no layer of the expert sees"):

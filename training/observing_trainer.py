@@ -22,7 +22,8 @@ class ObservingTrainer(StageTrainer):
 
     Raises:
         ValueError: `loss_weights` are given without a processor, which knows the bodies' dims, or do not fit them; a
-            backbone is to be trained in full that is not float32.
+            backbone is to be trained that is not attached, not float32 (in full), or whose features are cached; cached
+            features are of other layers than the model reads.
     """
 
     args: ObservingTrainingArguments
@@ -30,10 +31,12 @@ class ObservingTrainer(StageTrainer):
     card_arguments = (*StageTrainer.card_arguments, "expert_lr_scale", "loss_weights")
 
     def __init__(self, model: PriorVLAModel, args: ObservingTrainingArguments, **kwargs: Any) -> None:
-        _require_float32_in_full(model)
+        _require_trainable_backbone(model)
+        for name in ("train_dataset", "eval_dataset"):
+            _require_fitting_features(model, kwargs.get(name), name)
         backbone = rf"^{TRAINED}"
         scales = {
-            r"_gate\.weight$": args.gate_lr_scale,
+            r"^expert\..*_gate\.weight$": args.gate_lr_scale,
             r"^(expert|encoder)\.": args.expert_lr_scale,
             backbone: args.backbone_learning_rate / args.learning_rate,
         }
@@ -56,9 +59,10 @@ class ObservingTrainer(StageTrainer):
         inputs = {**as_features(inputs, self.model.config.taps), "loss_weights": self._loss_weights}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-    def saved_parameters(self) -> Iterator[nn.Parameter]:
+    def saved_parameters(self) -> Iterator[Tensor]:
+        yield from self.model.trained_tensors().values()
         for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad or not name.startswith(TRAINED):
+            if not name.startswith(TRAINED):
                 yield parameter
 
     def card_values(self) -> dict[str, Any]:
@@ -74,13 +78,32 @@ class ObservingTrainer(StageTrainer):
         super().log(logs, start_time)
 
 
-def _require_float32_in_full(model: PriorVLAModel) -> None:
-    backbone = model.backbone
-    if model.config.backbone_training == "full" and backbone is not None and backbone.dtype != torch.float32:
+def _require_trainable_backbone(model: PriorVLAModel) -> None:
+    training, backbone = model.config.backbone_training, model.backbone
+    if training != "frozen" and backbone is None:
+        raise ValueError(f"backbone_training={training!r} and no backbone is attached: call model.attach_backbone()")
+    if training == "full" and backbone is not None and backbone.dtype != torch.float32:
         raise ValueError(
             f"backbone_training='full' with a backbone in {backbone.dtype}, in which small steps vanish: load it in "
             "float32 (--backbone-dtype float32, config.backbone['dtype']), or train adapters, which are float32 beside "
             "it (backbone_training='lora')"
+        )
+
+
+def _require_fitting_features(model: PriorVLAModel, dataset: Any, name: str) -> None:
+    """Whether a dataset of cached features, which has `taps`, is one for this model."""
+    if (taps := getattr(dataset, "taps", None)) is None:
+        return
+    config = model.config
+    if config.backbone_training != "frozen":
+        raise ValueError(
+            f"{name} holds features of the backbone as it was, and backbone_training={config.backbone_training!r}: use "
+            "LiveObservationDataset, whose images go through the backbone at every step"
+        )
+    if tuple(taps) != config.taps:
+        raise ValueError(
+            f"{name} holds features of the backbone's layers {tuple(taps)}, the model reads {config.taps}: make it "
+            "with taps=model.config.taps"
         )
 
 

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
-from transformers import set_seed
+from transformers import AutoConfig, set_seed
 
 from ..configuration.compatibility import compatibility_report, first_difference
 from ..configuration.configuration_action_prior import ActionPriorConfig
 from ..configuration.embodiment import Embodiment
 from ..configuration.recipe import checked_fields
+from ..hub_cards.checkpoints import kind_of
 from ..modeling_priorvla.modeling_action_prior import ActionPriorModel
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from .action_prior_arguments import ActionPriorTrainingArguments
@@ -35,6 +36,8 @@ def pretrain_action_prior(options: PriorOptions) -> ActionPriorTrainer:
     options.check()
     model_fields = checked_fields(ActionPriorConfig, options.model or {}, "model")
     ActionPriorConfig(**model_fields)  # a wrong value is refused before any data is read
+    if options.prior is not None:
+        _require_action_prior(options.prior)
     arguments = training_arguments(ActionPriorTrainingArguments, options)
     motion: Motion = (StreamedMotion if options.stream else StoredMotion)(options, arguments)
     set_seed(options.seed)
@@ -102,6 +105,12 @@ def build_prior(
         names = ", ".join(body.name for body in new)
         print(f"new in {options.prior}: {names}; {'only they are' if alone else 'all is'} trained", file=sys.stderr)
     return model, [*embodiments, *new]
+
+
+def _require_action_prior(prior: str) -> None:
+    if (kind := kind_of(AutoConfig.from_pretrained(prior))) != "action-prior":
+        told = "policy" if kind == "vla" else "vision-action prior"
+        raise ValueError(f"--prior {prior} is a {told}: motion alone goes on from an action prior, name one")
 
 
 def _compare(trained: Embodiment, fitted: Embodiment, options: PriorOptions) -> None:

@@ -194,6 +194,8 @@ class VisionPriorOptions(ObservingOptions):
         super().check()
         if not 0 < self.data_share <= 1:
             raise ValueError(f"--data-share {self.data_share} must be above 0 and at most 1")
+        if self.fusion == "latent":
+            raise ValueError("--fusion latent: no layer of the expert sees there: use cross, joint or gated")
 
 
 @dataclass(frozen=True)
@@ -202,16 +204,16 @@ class VLAOptions(ObservingOptions):
 
     Args:
         insertion: with a vision-action prior: where layers that read the instruction stand, `before` or `after` the
-            inherited ones, or `token` (none; those read it themselves).
+            inherited ones, or `token` (none; those read it themselves). None is `after`.
         listening: observations on which it is measured, after training, whether the policy listens; 0 leaves it out.
     """
 
-    insertion: str = "after"
+    insertion: str | None = None
     listening: int = 32
 
     def check(self) -> None:
         super().check()
-        if self.insertion not in INSERTIONS:
+        if self.insertion is not None and self.insertion not in INSERTIONS:
             raise ValueError(f"--insertion {self.insertion} is unknown, use {', '.join(INSERTIONS)}")
         if self.listening < 0 or self.listening == 1:
             raise ValueError(f"--listening {self.listening} must be 0 or at least 2")

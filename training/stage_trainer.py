@@ -222,23 +222,25 @@ class StageTrainer(TrainsOnStreams):
         return Path(self.args.output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Every process comes here, one writes."""
         folder = Path(output_dir or self.run_folder)
-        if self.average is None:
-            super()._save(str(folder), state_dict)
-        else:
-            with self.average.applied():
-                super()._save(str(folder))
-            if folder.name.startswith("checkpoint-") and self.args.should_save:
-                self.average.save_raw(folder)
-        if not self.args.should_save:  # every process comes here, one writes
+        with self.average.applied() if self.average is not None else nullcontext():
+            super()._save(str(folder), state_dict if self.average is None else None)
+            values = self.card_values()  # of the weights that were saved; of shards, every process is asked
+        if not self.args.should_save:
             return
+        if self.average is not None and folder.name.startswith("checkpoint-"):
+            self.average.save_raw(folder)
         if self.processor is not None:
             self.processor.save_pretrained(folder)
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle
-        self.create_model_card(output_dir=folder)
+        self._write_card(folder, values)
 
-    def create_model_card(self, *_: Any, output_dir: Path | None = None, **__: Any) -> None:
-        """Writes the checkpoint's card (README.md), when there is a processor to say for which bodies it is."""
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Writes the run's card (README.md), when there is a processor to say for which bodies it is."""
+        self._write_card(self.run_folder, self.card_values())
+
+    def _write_card(self, folder: Path, values: dict[str, Any]) -> None:
         if self.processor is None:
             return
         args = self.args
@@ -256,11 +258,11 @@ class StageTrainer(TrainsOnStreams):
             training=recipe,
             parameters=sum(parameter.numel() for parameter in self.saved_parameters()),
             **self.card_facts,
-            **self.card_values(),
+            **values,
         )
-        card.save((output_dir or self.run_folder) / CARD_FILE)
+        card.save(folder / CARD_FILE)
 
-    def saved_parameters(self) -> Iterator[nn.Parameter]:
+    def saved_parameters(self) -> Iterator[Tensor]:
         """What a checkpoint has."""
         return self.model.parameters()
 

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch.utils.data import Dataset
 from transformers import AutoConfig, set_seed
@@ -24,6 +24,7 @@ from ..modeling_priorvla.backbone import describe_backbone, download_backbone
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from ..modeling_priorvla.packaged_backbones import PACKAGED_BACKBONES, packaged_backbone_folder
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
+from .component_weights import component_weights
 from .data.embodiment_fitting import share_of_episodes
 from .data.live_observations import LiveObservationDataset
 from .data.observation_dataset import ObservationDataset
@@ -37,13 +38,15 @@ from .data.trajectory_dataset import (
 )
 from .instruction_sampling import ModelSampler, draw_observations
 from .language_sensitivity import language_sensitivity
+from .observing_arguments import ObservingTrainingArguments
 from .run_options import FEATURES_FOLDER, ObservingOptions, VisionPriorOptions, VLAOptions, split_weight
 from .runs import finish_run, load_sources, training_arguments
 from .vision_action_prior_trainer import VisionActionPriorTrainer, VisionActionPriorTrainingArguments
 from .vla_arguments import VLATrainingArguments
-from .vla_trainer import VLATrainer
+from .vla_trainer import VLATrainer, distillation_steps
 
 PRIOR_FUSION, POLICY_FUSION = "gated", "latent"  # where nothing else is asked for: paper B's host, and paper A's
+RESUMED = ("fusion", "language", "gate", "use_latent", "use_history", "tail", "backbone", "backbone_training", "lora")
 
 
 def pretrain_vision_action_prior(options: VisionPriorOptions) -> VisionActionPriorTrainer:
@@ -51,7 +54,7 @@ def pretrain_vision_action_prior(options: VisionPriorOptions) -> VisionActionPri
     options.check()
     arguments = training_arguments(VisionActionPriorTrainingArguments, options)
     run = _Run(options, PRIOR_FUSION, language=False)
-    trainer = VisionActionPriorTrainer(run.model, arguments, **run.trainer_arguments(arguments.device))
+    trainer = VisionActionPriorTrainer(run.model, arguments, **run.trainer_arguments(arguments))
     trainer.train(resume_from_checkpoint=run.last_checkpoint)
     finish_run(trainer, _losses(trainer.evaluate()) if run.held_out else {})
     print(
@@ -70,7 +73,8 @@ def train_vla(options: VLAOptions) -> VLATrainer:
     options.check()
     arguments = training_arguments(VLATrainingArguments, options, **_distillation(options))
     run = _Run(options, POLICY_FUSION, language=True)
-    trainer = VLATrainer(run.model, arguments, **run.trainer_arguments(arguments.device))
+    distillation_steps(run.model, arguments)  # refused before images are encoded
+    trainer = VLATrainer(run.model, arguments, **run.trainer_arguments(arguments))
     trainer.train(resume_from_checkpoint=run.last_checkpoint)
     metrics = _losses(trainer.evaluate()) if run.held_out else {}
     if options.listening and trainer.is_world_process_zero():
@@ -86,7 +90,13 @@ class _Run:
     def __init__(self, options: ObservingOptions, fusion: str, language: bool) -> None:
         self.options = options
         fields = checked_fields(PriorVLAConfig, options.model or {}, "model")
-        start = _Start.of(options.prior)
+        start = _Start.of(options)
+        fields = {**fields, "language": language}
+        early = {
+            name: value for name, value in fields.items() if name != "use_history"
+        }  # it may need a prior's encoder
+        PriorVLAConfig(**{"fusion": options.fusion or fusion, **early})  # a wrong value is refused before data are read
+        folder, reference = _find_backbone(options.backbone, options.backbone_dtype or start.backbone_dtype)
         self.sources, self.weights = load_sources(options.datasets, frames=True)
         parts = [split_episodes(source, options.holdout, options.seed) for source in self.sources]
         self.training, self.held_out = [part[0] for part in parts], [part[1] for part in parts if len(part[1])]
@@ -94,20 +104,29 @@ class _Run:
             self.training = [share_of_episodes(source, options.data_share, options.seed) for source in self.training]
         if start.embodiments is None:
             embodiments = fit_embodiments(self.training, _chunk_size(fields))
-        else:
+        elif start.kind == "action-prior":
             embodiments = _with_cameras(start.embodiments, self.training)
-        folder, reference = _find_backbone(options.backbone, options.backbone_dtype)
-        fields = {**fields, **_backbone_fields(reference), "num_cameras": _most_cameras(embodiments)}
+        else:
+            embodiments = start.embodiments  # it has learned to see with these cameras, in this order
         set_seed(options.seed)
-        self.model = _build_model(options, start, {**fields, "language": language}, embodiments, fusion)
+        if start.kind == "vision-action-prior":
+            _require_same_backbone(options, start, reference)
+            self.model = _from_vision_action_prior(options, fields)
+        else:
+            fields = {**fields, **_backbone_fields(reference), "num_cameras": _most_cameras(embodiments)}
+            self.model = _build_model(options, start, fields, embodiments, fusion)
+        if options.resume:
+            _require_same_model(options, self.model.config)
         self.model.attach_backbone(folder)
         chunk_size = self.model.config.expert.chunk_size
         self.processor = PriorVLAProcessor.for_backbone(folder, embodiments, chunk_size=chunk_size)
         self.last_checkpoint = options.last_checkpoint() if options.resume else None
 
-    def trainer_arguments(self, device: Any) -> dict[str, Any]:
+    def trainer_arguments(self, arguments: ObservingTrainingArguments) -> dict[str, Any]:
         """What the Trainers of both rungs are given beside model and arguments."""
-        self.model.to(device)  # it takes the backbone along, which encodes on that device
+        if arguments.loss_weights is not None:
+            component_weights(self.processor.embodiments, arguments.loss_weights)  # refused before images are encoded
+        self.model.to(arguments.device)  # type: ignore[arg-type]  # the backbone, which encodes there, goes along
         return {
             "train_dataset": self._observations(self.training, self.weights),
             "eval_dataset": self._observations(self.held_out) if self.held_out else None,
@@ -138,33 +157,63 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Start:
-    """The checkpoint that a run starts from: what it is, and its bodies, whose statistics a reused expert needs."""
+    """The checkpoint that a run starts from: what it is, its config, its bodies, whose statistics an expert needs."""
 
     kind: str | None = None
+    config: Any = None
     embodiments: list[Embodiment] | None = None
 
     @classmethod
-    def of(cls, prior: str | None) -> _Start:
-        if prior is None:
-            return cls()
-        kind = kind_of(AutoConfig.from_pretrained(prior))
+    def of(cls, options: ObservingOptions) -> _Start:
+        prior = options.prior
+        kind: str | None = None
+        config: Any = None
+        if prior is not None:
+            config = AutoConfig.from_pretrained(prior)
+            kind = kind_of(config)
         if kind == "vla":
             raise ValueError(f"--prior {prior} is a policy, not a prior: name an action prior or a vision-action prior")
-        return cls(kind, PriorVLAProcessor.from_pretrained(prior).embodiments)
+        if kind == "vision-action-prior" and not isinstance(options, VLAOptions):
+            raise ValueError(f"--prior {prior} is a vision-action prior already: go on with priorvla train")
+        if kind == "vision-action-prior" and options.fusion not in (None, config.fusion):
+            raise ValueError(
+                f"--fusion {options.fusion}: the host of the vision-action prior {prior} is {config.fusion!r}, and so "
+                "is that of what comes of it: leave --fusion out"
+            )
+        if isinstance(options, VLAOptions) and options.insertion is not None and kind != "vision-action-prior":
+            raise ValueError(
+                f"--insertion {options.insertion} says where new layers stand beside those of a vision-action prior: "
+                "name one with --prior, or leave it out"
+            )
+        return cls(kind, config, None if prior is None else PriorVLAProcessor.from_pretrained(prior).embodiments)
+
+    @property
+    def backbone_dtype(self) -> str | None:
+        """In which the features were computed that a vision-action prior has learned to see with."""
+        reference = getattr(self.config, "backbone", None) or {}
+        return reference.get("dtype")
 
 
 def _build_model(
     options: ObservingOptions, start: _Start, fields: dict[str, Any], embodiments: list[Embodiment], fusion: str
 ) -> PriorVLAModel:
-    """The run's model: from random weights, from a prior, or, as its control, as from a prior with random weights."""
-    if start.kind is None:
+    """From random weights, from an action prior, or, as its control, as from an action prior with random weights."""
+    fields = {**fields, "fusion": options.fusion or fusion}
+    if options.prior is None:
         expert = {**fields.get("expert", {}), **expert_dims(embodiments)}
-        return PriorVLAModel(PriorVLAConfig(**{**fields, "fusion": options.fusion or fusion, "expert": expert}))
-    assert options.prior is not None
-    if start.kind == "action-prior":
-        model = PriorVLAModel.from_action_prior(options.prior, **{**fields, "fusion": options.fusion or fusion})
-    else:
-        model = _from_vision_action_prior(options, fields)
+        return PriorVLAModel(PriorVLAConfig(**{**fields, "expert": expert}))
+    return _or_control(options, PriorVLAModel.from_action_prior(options.prior, **fields))
+
+
+def _from_vision_action_prior(options: ObservingOptions, fields: dict[str, Any]) -> PriorVLAModel:
+    """The policy that begins as its prior, or its control; cameras, backbone and shape are the prior's."""
+    assert isinstance(options, VLAOptions) and options.prior is not None
+    own = {name: value for name, value in fields.items() if name != "language"}
+    insertion = cast(Insertion, options.insertion or "after")
+    return _or_control(options, PriorVLAModel.from_vision_action_prior(options.prior, insertion=insertion, **own))
+
+
+def _or_control(options: ObservingOptions, model: PriorVLAModel) -> PriorVLAModel:
     if options.control:
         set_seed(options.seed)
         return PriorVLAModel(model.config)
@@ -172,23 +221,31 @@ def _build_model(
     return model
 
 
-def _from_vision_action_prior(options: ObservingOptions, fields: dict[str, Any]) -> PriorVLAModel:
-    prior = PriorVLAModel.from_pretrained(options.prior, backbone=None)
-    if options.fusion not in (None, prior.config.fusion):
-        raise ValueError(
-            f"--fusion {options.fusion}: the host of the vision-action prior {options.prior} is "
-            f"{prior.config.fusion!r}, and so is that of what comes of it: leave --fusion out"
-        )
-    if not fields.pop("language"):
-        raise ValueError(f"--prior {options.prior} is a vision-action prior already: go on with priorvla train")
-    reference = fields["backbone"]
-    if (prior.config.backbone or {}).get("sha256") != reference["sha256"]:
+def _require_same_backbone(options: ObservingOptions, start: _Start, reference: dict[str, Any]) -> None:
+    own = start.config.backbone or {}
+    if own.get("sha256") != reference["sha256"]:
         raise ValueError(
             f"--backbone {options.backbone}: the vision-action prior {options.prior} has learned to see with "
-            f"{(prior.config.backbone or {}).get('name')!r}, whose weights these are not: use that one"
+            f"{own.get('name')!r}, whose weights these are not: use that one"
         )
-    insertion: Insertion = options.insertion if isinstance(options, VLAOptions) else "after"  # type: ignore[assignment]
-    return PriorVLAModel.from_vision_action_prior(prior, insertion=insertion, **fields)
+    if own.get("dtype") != reference["dtype"]:
+        raise ValueError(
+            f"--backbone-dtype {options.backbone_dtype}: the vision-action prior {options.prior} has learned to see "
+            f"with features in {own.get('dtype') or 'the dtype of its backbone as saved'}: leave it out"
+        )
+
+
+def _require_same_model(options: ObservingOptions, config: PriorVLAConfig) -> None:
+    """A run that is resumed goes on with the model that it began with: equal tensors' names do not make it the same."""
+    began = AutoConfig.from_pretrained(str(options.last_checkpoint())).to_dict()
+    now = config.to_dict()
+    began, now = ({**fields, **fields["expert"]} for fields in (began, now))
+    for name in (*RESUMED, "expert_layers", "tap_layers"):
+        if began.get(name) != now.get(name):
+            raise ValueError(
+                f"--resume: the run in {options.output_dir} began with {name}={began.get(name)}, now it would be "
+                f"{now.get(name)}: resume it with the same options"
+            )
 
 
 def _chunk_size(model_fields: dict[str, Any]) -> int:
@@ -241,10 +298,24 @@ def _backbone_fields(reference: dict[str, Any]) -> dict[str, Any]:
 
 
 def _listen(trainer: VLATrainer, run: _Run, options: VLAOptions) -> dict[str, float]:
-    """Measures and prints whether the policy listens."""
-    observations = draw_observations(run.held_out or run.training, run.processor, options.listening, options.seed)
-    with trainer.average.applied() if trainer.average is not None else nullcontext():
-        measured = language_sensitivity(ModelSampler(trainer.model, run.processor), observations, seed=options.seed)
+    """Measures and prints whether the policy listens, where what is held out has a single task also on the rest.
+
+    A training is not lost to a measurement that fails: then that is all that is printed.
+    """
+    if trainer.is_fsdp_enabled:
+        print(
+            "whether the policy listens is not measured: one process samples, and FSDP shards weights", file=sys.stderr
+        )
+        return {}
+    tasks = {trajectory.task for source in run.held_out for trajectory in source.trajectories}
+    sources = run.held_out if len(tasks) > 1 else [*run.held_out, *run.training]
+    try:
+        observations = draw_observations(sources, run.processor, options.listening, options.seed)
+        with trainer.average.applied() if trainer.average is not None else nullcontext():
+            measured = language_sensitivity(ModelSampler(trainer.model, run.processor), observations, seed=options.seed)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"\nwhether the policy listens could not be measured: {error}", file=sys.stderr)
+        return {}
     print(f"\n{measured.describe()}", file=sys.stderr)
     return measured.metrics()
 

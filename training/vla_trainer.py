@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,8 +19,8 @@ class VLATrainer(ObservingTrainer):
     control); nothing else differs. See `VLATrainingArguments` for the decoder's start, and `ObservingTrainer`.
 
     Raises:
-        ValueError: when the model reads no instruction, or distillation is asked for that it has no z' or no trajectory
-            encoder for.
+        ValueError: when the model reads no instruction, distillation is asked for that it has no z' or no trajectory
+            encoder for, or the decoder is to be frozen where its layers are all that sees.
     """
 
     args: VLATrainingArguments
@@ -31,10 +32,16 @@ class VLATrainer(ObservingTrainer):
                 "this model is a vision-action prior and reads no instruction: insert layers that do with "
                 "PriorVLAModel.from_vision_action_prior, or train it with VisionActionPriorTrainer"
             )
-        args.distillation_steps = _distillation_steps(model, args)
+        args.distillation_steps = distillation_steps(model, args)
+        _require_a_gradient(model, args.distillation_steps)
         if args.distillation_steps:
             self.card_arguments = (*self.card_arguments, "distillation_steps")
         if args.decoder == "frozen":
+            if model.config.fusion != "latent":
+                raise ValueError(
+                    f"decoder='frozen' with fusion={model.config.fusion!r}: there the expert's own layers see and "
+                    "read, so that a frozen one would never learn to: use decoder='reused', or fusion='latent'"
+                )
             model.expert.requires_grad_(False)
         elif args.decoder == "random":
             reinitialize(model, model.expert)
@@ -67,8 +74,11 @@ class VLATrainer(ObservingTrainer):
         super().log(logs, start_time)
 
 
-def _distillation_steps(model: PriorVLAModel, args: VLATrainingArguments) -> int:
-    """As asked for, or by default the paper's where there is something to distil from and into."""
+def distillation_steps(model: PriorVLAModel, args: VLATrainingArguments) -> int:
+    """As asked for, or by default the paper's where there is something to distil from and into.
+
+    Raises ValueError when it is asked for and there is not.
+    """
     if args.distillation_steps is None:
         return DISTILLATION_STEPS if model.config.predicts_latent and model.encoder is not None else 0
     if args.distillation_steps and model.encoder is None and model.config.predicts_latent:
@@ -84,6 +94,19 @@ def _distillation_steps(model: PriorVLAModel, args: VLATrainingArguments) -> int
     return args.distillation_steps
 
 
+def _require_a_gradient(model: PriorVLAModel, distillation_steps: int) -> None:
+    """Insulated from the flow loss, a backbone that is trained has the alignment of z' alone."""
+    config = model.config
+    if config.backbone_training == "frozen" or not config.stop_gradient_into_backbone:
+        return
+    if not distillation_steps:
+        raise ValueError(
+            f"stop_gradient_into_backbone=True and distillation_steps=0 leave backbone_training="
+            f"{config.backbone_training!r} without any gradient: distil, or let the flow loss reach the backbone"
+        )
+    print(f"the backbone is trained until step {distillation_steps}, while z' is aligned", file=sys.stderr)
+
+
 def reinitialize(model: PriorVLAModel, part: nn.Module) -> None:
     """Draws fresh weights for one `part` of `model`."""
     flagged: list[Any] = [*part.modules(), *part.parameters()]
@@ -92,4 +115,4 @@ def reinitialize(model: PriorVLAModel, part: nn.Module) -> None:
     part.apply(model._init_weights)
 
 
-__all__ = ["VLATrainer"]
+__all__ = ["VLATrainer", "distillation_steps"]
