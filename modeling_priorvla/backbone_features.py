@@ -6,6 +6,8 @@ language-blind layer reads cannot depend on the instruction, to the bit, whateve
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,9 @@ from transformers import AutoModel
 
 from .backbone_files import backbone_folder, backbone_model_type, processed_image_size, weights_sha256
 
+# Of a config: where the weights lie, what wrote them, and the dtype, which a backbone may be loaded in another than.
+SAYS_NOTHING_OF_FEATURES = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+
 
 @dataclass
 class VisionFeatures:
@@ -25,6 +30,8 @@ class VisionFeatures:
     hidden_states (B, T, C*P, d_v): zero where masked. mask (B, C*P) bool: true where a camera was present. taps: the
     layers, ascending; 0 is the embeddings, `num_layers` the last layer's output after its final norm. cache: what
     `encode_language` continues from, where language reads vision; never saved.
+
+    Raises ValueError when there are not as many layers as `taps`.
     """
 
     hidden_states: Tensor
@@ -32,6 +39,9 @@ class VisionFeatures:
     num_cameras: int
     taps: tuple[int, ...]
     cache: Any = None
+
+    def __post_init__(self) -> None:
+        _require_layers(self.hidden_states, self.taps, "vision")
 
     def tap(self, layer: int) -> Tensor:
         """The tokens (B, C*P, d_v) at `layer`. Raises ValueError naming the layers there are."""
@@ -45,12 +55,18 @@ class LanguageFeatures:
     hidden_states (B, T, L, d_t): zero at padding. mask (B, L) bool: true at tokens. taps: as of `VisionFeatures`; None
     where T is 1 and that one stands for every layer (a text encoder whose layers do not correspond to the vision
     encoder's: its last output, our choice). cache: what `encode_tail` continues from; never saved.
+
+    Raises ValueError when there are not as many layers as `taps`.
     """
 
     hidden_states: Tensor
     mask: Tensor
     taps: tuple[int, ...] | None
     cache: Any = None
+
+    def __post_init__(self) -> None:
+        if self.taps is not None:
+            _require_layers(self.hidden_states, self.taps, "language")
 
     def tap(self, layer: int) -> Tensor:
         """The tokens (B, L, d_t) at `layer`. Raises ValueError naming the layers there are."""
@@ -144,6 +160,21 @@ class Backbone(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
 
+    @property
+    def fingerprint(self) -> str | None:
+        """SHA-256 (hex) of what features depend on beside inputs and dtype; None when it was built in memory.
+
+        The weights alone do not tell: the same ones are read otherwise under another config.
+        """
+        if self.sha256 is None:
+            return None
+        return hashlib.sha256(json.dumps(self._identity(), sort_keys=True).encode()).hexdigest()
+
+    def _identity(self) -> dict[str, Any]:
+        """JSON: what `fingerprint` is of."""
+        config = json.loads(self.model.config.to_json_string(use_diff=False))
+        return {"weights": self.sha256, "config": _told_of_features(config)}
+
     def train(self, mode: bool = True) -> Self:
         """A frozen backbone stays in eval mode whatever its host does: dropout would spoil cached features."""
         return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
@@ -197,6 +228,21 @@ def present_cameras(pixel_values: Tensor, pixel_attention_mask: Tensor | None) -
         got = tuple(pixel_attention_mask.shape)
         raise ValueError(f"pixel_attention_mask has shape {got}, pixel_values ask for ({batch}, {cameras})")
     return pixel_attention_mask.bool()
+
+
+def _require_layers(hidden_states: Tensor, taps: tuple[int, ...], kind: str) -> None:
+    if hidden_states.shape[1] != len(taps):
+        raise ValueError(
+            f"{kind} features of shape {tuple(hidden_states.shape)} hold {hidden_states.shape[1]} layers, but are said "
+            f"to be of the layers {taps}: encode them with these taps"
+        )
+
+
+def _told_of_features(config: Any) -> Any:
+    """A config, and the configs in it, without what says nothing of features."""
+    if not isinstance(config, dict):
+        return config
+    return {key: _told_of_features(value) for key, value in config.items() if key not in SAYS_NOTHING_OF_FEATURES}
 
 
 def _tap_index(taps: tuple[int, ...], layer: int, kind: str) -> int:

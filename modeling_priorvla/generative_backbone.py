@@ -57,6 +57,9 @@ class GenerativeBackbone(Backbone):
         backbone.frame = cls.image_frame(AutoTokenizer.from_pretrained(folder))
         return backbone
 
+    def _identity(self) -> dict[str, Any]:
+        return {**super()._identity(), "frame": self.frame}
+
     @classmethod
     def shape_of(cls, config: Any, image_size: tuple[int, int] | None = None) -> BackboneShape:
         require_whole_cache(config)

@@ -5,11 +5,13 @@ import os
 import shutil
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn.functional import pad
+from transformers import AutoTokenizer
 
 from priorvla.modeling_priorvla.backbone import load_backbone
 from priorvla.modeling_priorvla.dual_encoder import DualEncoderBackbone
@@ -134,6 +136,56 @@ def test_whatever_changes_the_features_changes_the_folder(
     assert FeatureCache(tmp_path, source, backbone, processor, TAPS).vision.folder == folders[0]
 
 
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("text_config", "rms_norm_eps", 1e-3),
+        ("text_config", "rope_parameters", {"rope_type": "default", "rope_theta": 100.0}),
+        ("vision_config", "layer_norm_eps", 1e-3),
+    ],
+)
+def test_the_same_weights_under_another_config_have_features_of_their_own(
+    tmp_path, source, tiny_smolvlm, reader, reading_processor, part, field, value
+):
+    folder = shutil.copytree(tiny_smolvlm, tmp_path / "backbone")
+    config = json.loads((folder / "config.json").read_text())
+    config[part][field] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    other = load_backbone(None, folder)
+    assert other.sha256 == reader.sha256
+    caches = [FeatureCache(tmp_path, source, backbone, reading_processor, TAPS) for backbone in (reader, other)]
+    for cache in caches:
+        cache.encode(torch.tensor([0]))
+    first, second = (cache.vision[torch.tensor([0])] for cache in caches)
+    assert not torch.equal(first, second)
+
+
+def test_the_same_weights_with_other_tokens_around_images_have_features_of_their_own(
+    tmp_path, source, tiny_smolvlm, reader, reading_processor
+):
+    folder = shutil.copytree(tiny_smolvlm, tmp_path / "backbone")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.bos_token = "open"
+    tokenizer.save_pretrained(folder)
+    other = load_backbone(None, folder)
+    assert other.frame != reader.frame and other.sha256 == reader.sha256
+    folders = [
+        FeatureCache(tmp_path, source, backbone, reading_processor, TAPS).vision.folder for backbone in (reader, other)
+    ]
+    assert folders[0] != folders[1]
+
+
+def test_a_backbone_that_was_moved_or_saved_by_another_version_keeps_its_features(tmp_path, tiny_backbone, backbone):
+    folder = shutil.copytree(tiny_backbone, tmp_path / "elsewhere")
+    config = json.loads((folder / "config.json").read_text())
+    for own in (config, config["vision_config"], config["text_config"]):
+        own |= {"transformers_version": "5.0.0", "_name_or_path": "someone/else", "dtype": "float64"}
+    (folder / "config.json").write_text(json.dumps(config))
+    same = DualEncoderBackbone.from_pretrained(folder, dtype=torch.float32)
+    assert same.fingerprint == backbone.fingerprint is not None
+    assert DualEncoderBackbone(backbone.model).fingerprint is None
+
+
 def test_a_dataset_that_has_moved_keeps_its_features(tmp_path, source, backbone, processor):
     moved = replace(source, root=tmp_path / "elsewhere")
     assert (
@@ -204,7 +256,7 @@ def edit_key(folder, **fields):
     [
         (lambda folder: edit_key(folder, taps=[1, 2]), r"taps=\[1, 2\], expected \[0, 2\]"),
         (lambda folder: edit_key(folder, format=1), "format=1, expected"),
-        (lambda folder: edit_key(folder, backbone_sha256="0" * 64), "backbone_sha256"),
+        (lambda folder: edit_key(folder, backbone="0" * 64), "backbone="),
         (lambda folder: (folder / "key.json").write_text("{"), "Expecting"),
         (lambda folder: (folder / "key.json").write_text("[]"), "no JSON object"),
         (lambda folder: (folder / "key.json").unlink(), "No such file"),
@@ -263,6 +315,28 @@ def test_features_take_disk_space_only_where_they_are_encoded(tmp_path):
     assert stored.st_size == 1000 * 4096 and stored.st_blocks * 512 <= 16 * 4096
     assert file[torch.tensor([900, 7])].eq(1).all()
     assert list(tmp_path.iterdir()) == [file.folder]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_more_entries_than_memory_could_hold_are_read(tmp_path, dtype):
+    memory = Path("/proc/meminfo")
+    if not memory.exists():
+        pytest.skip("the size of the memory is not known here")
+    sizes = dict(line.split(":") for line in memory.read_text().splitlines())
+    needed = 2 * 1024 * sum(int(sizes[name].split()[0]) for name in ("MemTotal", "SwapTotal"))
+    shape = (2, 3, 1 << 16)
+    count = needed // (dtype.itemsize * 6 << 16)
+    file = FeatureFile(tmp_path, "vision", {}, count, shape, dtype)
+    try:
+        file.create()
+    except OSError as error:
+        pytest.skip(f"the file system has no sparse files of that size: {error}")
+    if (file.folder / "features.bin").stat().st_blocks * 512 > needed // 100:
+        pytest.skip("the file system has no sparse files")
+    last, values = torch.tensor([count - 1, 0]), torch.randn(2, *shape).to(dtype)
+    file.write(last, values)
+    assert torch.equal(file[last], values) and torch.equal(file[last.flip(0)], values.flip(0))
 
 
 def test_what_is_read_cannot_be_changed_on_disk_by_accident(tmp_path):

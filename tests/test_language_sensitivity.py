@@ -11,6 +11,7 @@ import torch
 
 from priorvla.configuration.backbone_reference import BACKBONE_KEYS
 from priorvla.configuration.configuration_priorvla import PriorVLAConfig
+from priorvla.deployment.policy import PriorVLAPolicy
 from priorvla.modeling_priorvla.backbone import describe_backbone
 from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
@@ -336,3 +337,31 @@ def test_what_cannot_be_sampled_is_refused_with_the_remedy(build, tiny_backbone,
         draw_observations([blind], sampler.processor, count=1)
     with pytest.raises(ValueError, match="attach_backbone"):
         ModelSampler(PriorVLAModel(sampler.model.config), sampler.processor)
+
+
+# --- policies ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_deployed_policy_is_asked_as_it_drives(build, tiny_backbone, demonstrations):
+    sampler = build(tiny_backbone, fusion="cross")
+    observations = draw_observations([demonstrations], sampler.processor, count=3)
+    policy = PriorVLAPolicy(sampler.model, sampler.processor, embodiment="small", num_inference_steps=2)
+    two_steps = ModelSampler(sampler.model, sampler.processor, num_inference_steps=2)
+    wanted = language_sensitivity(two_steps, observations, samples=3).metrics()
+    assert language_sensitivity(policy, observations, samples=3).metrics() == wanted
+    assert language_sensitivity(sampler, observations, samples=3).metrics() != wanted
+    unnamed = [{key: observation[key] for key in ("state", "images", "instruction")} for observation in observations]
+    assert language_sensitivity(policy, unnamed, samples=3).metrics() == wanted
+
+
+def test_an_observation_keeps_the_embodiment_that_it_names(build, tiny_backbone, demonstrations):
+    sampler = build(tiny_backbone, fusion="cross")
+    observations = draw_observations([demonstrations], sampler.processor, count=2)
+    other = PriorVLAPolicy(sampler.model, sampler.processor, embodiment="large")
+    wanted = language_sensitivity(sampler, observations, samples=2).metrics()
+    assert language_sensitivity(other, observations, samples=2).metrics() == wanted
+
+
+def test_a_bare_model_is_no_policy_and_the_remedy_is_named(build, tiny_backbone):
+    with pytest.raises(TypeError, match=r"a PriorVLAModel is no policy.*ModelSampler\(model, processor\)"):
+        language_sensitivity(build(tiny_backbone).model, scenes())

@@ -1,17 +1,23 @@
 """Windows with what was seen and said, from cached features, and shares of a dataset's episodes."""
 
+import multiprocessing
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from itertools import pairwise
 from multiprocessing.reduction import ForkingPickler
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from priorvla.modeling_priorvla.backbone import load_backbone
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from priorvla.training.data.embodiment_fitting import share_of_episodes
 from priorvla.training.data.observation_dataset import ObservationDataset
+from priorvla.training.data.observation_features import as_features
 from priorvla.training.data.readers import load_trajectories
 from priorvla.training.data.trajectory_dataset import TrajectoryDataset
 
@@ -134,7 +140,7 @@ def test_more_than_the_size_limit_is_refused_before_anything_is_written(
     cache = tmp_path / "cache"
     with pytest.raises(ValueError, match=r"would take .* GB, more than --max-cache-gb .*--frame-stride"):
         ObservationDataset(windows, sources, backbone, processor, cache, needed * 0.999 / 1e9, taps=TAPS)
-    assert not cache.exists() and not counts and "feature cache: " in capsys.readouterr().out
+    assert not cache.exists() and not counts and "feature cache: " in capsys.readouterr().err
     ObservationDataset(windows, sources, backbone, processor, cache, needed * 1.001 / 1e9, taps=TAPS)
     assert sum(counts) == 12 + 2 * 6
 
@@ -168,6 +174,108 @@ def test_windows_of_other_trajectories_are_refused(tmp_path, known, sources, bac
     for others in (sources[:1], sources[::-1]):
         with pytest.raises(ValueError, match=r"windows are over 5 trajectories.*in the same order"):
             ObservationDataset(windows, others, backbone, processor, tmp_path, taps=TAPS)
+
+
+def test_features_of_other_layers_than_are_asked_for_are_refused(tmp_path, known, sources, backbone, processor):
+    windows = TrajectoryDataset(sources, known, H)
+    dataset = ObservationDataset(windows, sources, backbone, processor, tmp_path, taps=TAPS)
+    batch = dataset.__getitems__([0, 13])
+    made = as_features(batch, TAPS)
+    assert torch.equal(made["vision_features"].tap(2), batch["vision_hidden_states"][:, 1].flatten(1, 2))
+    assert made["actions"] is batch["actions"] and "vision_hidden_states" in batch
+    with pytest.raises(ValueError, match=r"vision features .* hold 2 layers.* of the layers \(0, 1, 2\)"):
+        as_features(batch, (0, 1, 2))
+    words = {key: value for key, value in batch.items() if key.startswith("language")}
+    if backbone.language_reads_vision:
+        with pytest.raises(ValueError, match=r"language features .* hold 2 layers.* of the layers \(1,\)"):
+            as_features(words, (1,))
+    else:
+        assert as_features(words, (1,))["language_features"].taps is None
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def in_two_processes(folder, work: Callable[[int], Any]) -> list[Any]:
+    """What `work(rank)` returns, or the error that it raises, in each of two processes that form a group.
+
+    They are forks, as the workers of a DataLoader are: to import everything anew takes longer than all these tests.
+    """
+    fork = multiprocessing.get_context("fork")
+    answers = fork.SimpleQueue()
+
+    def main(rank: int) -> None:
+        torch.set_num_threads(1)
+        place = f"file://{folder / 'meeting'}"
+        dist.init_process_group("gloo", place, timedelta(seconds=60), world_size=2, rank=rank)
+        try:
+            answers.put((rank, work(rank)))
+        except Exception as error:
+            answers.put((rank, repr(error)))
+
+    processes = [fork.Process(target=main, args=(rank,)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    results = dict(answers.get() for _ in processes)
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    return [results[rank] for rank in range(2)]
+
+
+@pytest.fixture
+def build(known, sources, backbone, processor):
+    """`(cache_dir)` builds the dataset and says how many images that took, and a batch as lists."""
+
+    def build_in(cache_dir) -> tuple[int, dict[str, list]]:
+        counts = count_images(backbone)
+        windows = TrajectoryDataset(sources, known, H)
+        dataset = ObservationDataset(windows, sources, backbone, processor, cache_dir, taps=TAPS)
+        batch = dataset.__getitems__(range(18))
+        return sum(counts), {key: batch[key].tolist() for key in batch if "hidden_states" in key}
+
+    return build_in
+
+
+forks = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes cannot fork here")
+one_kind = pytest.mark.parametrize("kind", ["SmolVLM"], indirect=True)
+
+
+@forks
+@one_kind
+def test_two_processes_encode_every_frame_once_and_read_the_same(tmp_path, build, capfd):
+    capfd.readouterr()
+    (first, batch), (second, same) = in_two_processes(tmp_path, lambda rank: build(tmp_path / "cache"))
+    assert first + second == 12 + 2 * 6 and min(first, second) >= 12 - 2
+    assert batch == same
+    printed = capfd.readouterr()
+    assert printed.err.count("feature cache: ") == 1 and "feature cache: " not in printed.out
+    images, alone = build(tmp_path / "alone")
+    assert images == 12 + 2 * 6
+    for key, values in alone.items():
+        torch.testing.assert_close(torch.tensor(batch[key]), torch.tensor(values), atol=1e-5, rtol=1e-5)
+
+
+@forks
+@one_kind
+def test_processes_with_disks_of_their_own_have_all_features_on_each(tmp_path, build):
+    (first, batch), (second, same) = in_two_processes(tmp_path, lambda rank: build(tmp_path / f"disk{rank}"))
+    assert first == second == 12 + 2 * 6
+    for key, values in same.items():
+        torch.testing.assert_close(torch.tensor(batch[key]), torch.tensor(values), atol=1e-5, rtol=1e-5)
+
+
+@forks
+@one_kind
+def test_a_process_that_fails_ends_the_others_waiting_and_what_they_wrote_stays(tmp_path, build, backbone):
+    def work(rank: int):
+        if rank == 1:
+            backbone.encode_vision = None
+        return build(tmp_path / "cache")
+
+    waiting, failed = in_two_processes(tmp_path, work)
+    assert "not callable" in failed and "RuntimeError" in waiting
+    assert build(tmp_path / "cache")[0] == 12 + 2 * 6 - 6, "the other one's half of the first dataset was there"
 
 
 # --- shares of a dataset ----------------------------------------------------------------------------------------------

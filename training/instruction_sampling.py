@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..configuration.embodiment import Embodiment
-from ..modeling_priorvla.backbone_features import VisionFeatures
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
+from .data.observation_features import as_features
 from .data.trajectory import Trajectory, TrajectorySource
 
 HISTORY = ("history_states", "history_actions", "history_mask")
@@ -63,10 +63,12 @@ class ModelSampler:
         body = self.processor.embodiments[int(embodiment_id)]
         inputs = {key: value.expand(len(instructions), *value.shape[1:]) for key, value in inputs.items()}
         words = self.processor(embodiment=body.name, text=list(instructions)).to(self.model.device)
+        felt, seen = ({key: inputs[key] for key in keys if key in inputs} for keys in (FELT, SEEN))
         vision, language = self.model.encode_observation(
-            **self._seen(inputs), input_ids=words["input_ids"], attention_mask=words["attention_mask"]
+            **as_features(seen, self.model.config.taps),
+            input_ids=words["input_ids"],
+            attention_mask=words["attention_mask"],
         )
-        felt = {key: inputs[key] for key in FELT if key in inputs}
         noise = [self.model.draw_noise(embodiment_id, torch.Generator().manual_seed(seed)) for seed in seeds]
         chunks = []
         for drawn in torch.cat(noise).split(self._seeds_at_once(len(instructions))):
@@ -95,14 +97,6 @@ class ModelSampler:
             prepared = self.processor(embodiment=embodiment, **given)
             inputs = {key: prepared[key] for key in (*FELT, *SEEN) if key in prepared}
         return {key: value.to(self.model.device) for key, value in inputs.items()}
-
-    def _seen(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The arguments of `encode_observation` for the images."""
-        if "vision_hidden_states" not in inputs:
-            return {key: inputs[key] for key in SEEN if key in inputs}
-        hidden_states, mask = inputs["vision_hidden_states"].flatten(2, 3), inputs["vision_mask"]  # (I, T, C P, d)
-        features = VisionFeatures(hidden_states, mask.flatten(1, 2), mask.shape[1], self.model.config.taps)
-        return {"vision_features": features}
 
     def _only_embodiment(self) -> str:
         names = [embodiment.name for embodiment in self.processor.embodiments]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..modeling_priorvla.attached_backbone import TRAINED
-from ..modeling_priorvla.backbone import LanguageFeatures, VisionFeatures
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from .component_weights import component_weights
+from .data.observation_features import as_features
 from .observing_arguments import ObservingTrainingArguments
 from .stage_trainer import StageTrainer
 
@@ -107,20 +107,4 @@ def _require_fitting_features(model: PriorVLAModel, dataset: Any, name: str) -> 
         )
 
 
-def as_features(inputs: dict[str, Any], taps: tuple[int, ...]) -> dict[str, Any]:
-    """Cached features of a batch, flat tensors as a Trainer moves them, as the model's two feature objects.
-
-    `vision_hidden_states` (B, T, C, P, d_v) and `language_hidden_states` (B, T or 1, L, d_t) are of the layers `taps`.
-    """
-    inputs = dict(inputs)
-    if "vision_hidden_states" in inputs:
-        hidden_states, mask = inputs.pop("vision_hidden_states"), inputs.pop("vision_mask")
-        inputs["vision_features"] = VisionFeatures(hidden_states.flatten(2, 3), mask.flatten(1, 2), mask.shape[1], taps)
-    if "language_hidden_states" in inputs:
-        hidden_states = inputs.pop("language_hidden_states")
-        own = None if hidden_states.shape[1] == 1 else taps
-        inputs["language_features"] = LanguageFeatures(hidden_states, inputs.pop("language_mask"), own)
-    return inputs
-
-
-__all__ = ["ObservingTrainer", "as_features"]
+__all__ = ["ObservingTrainer"]

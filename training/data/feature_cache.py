@@ -23,8 +23,9 @@ from .trajectory import TrajectorySource
 class FeatureCache:
     """Features of one dataset's steps: `vision`, and with it `language` where a text is read after the image.
 
-    What features depend on is their key: backbone weights and dtype, taps, image preprocessing, dataset content,
-    episodes, cameras; for language also the tokens of the instructions. See `FeatureFile` for what that guarantees.
+    What features depend on is their key: the backbone's fingerprint and dtype, taps, image preprocessing, dataset
+    content, episodes, cameras; for language also the tokens of the instructions. See `FeatureFile` for what that
+    guarantees.
 
     Args:
         root: folder that holds caches.
@@ -53,7 +54,7 @@ class FeatureCache:
         taps: Sequence[int],
         instructions: Instructions | None = None,
     ) -> None:
-        if backbone.sha256 is None:
+        if backbone.fingerprint is None:
             raise ValueError(
                 "features of a backbone built in memory cannot be cached: save it and load it from its folder"
             )
@@ -69,7 +70,7 @@ class FeatureCache:
         lengths = torch.tensor([len(trajectory) for trajectory in source.trajectories], dtype=torch.long)
         self.first_entry = lengths.cumsum(0) - lengths
         key: dict[str, Any] = {
-            "backbone_sha256": backbone.sha256,
+            "backbone": backbone.fingerprint,
             "taps": list(self.taps),
             "preprocessing": json.loads(processor.image_processor.to_json_string()),
             "dataset": source.fingerprint,
@@ -93,18 +94,19 @@ class FeatureCache:
         """Those of `entries` that are not encoded yet, sorted and without repeats."""
         return torch.cat([file.missing(entries) for file in self._files]).unique()
 
-    def encode(self, entries: Tensor, batch_size: int = 32) -> None:
+    def encode(self, entries: Tensor, batch_size: int = 32, rank: int = 0, processes: int = 1) -> None:
         """Encodes the missing ones of `entries`; frames are read, prepared and encoded `batch_size` at a time.
 
-        Raises OSError naming the sizes when the disk has no room for them.
+        Of several `processes` that are given the same entries each encodes a share, frames that follow each other.
+        Raises OSError naming the sizes when the disk has no room for what all of them are to write.
         """
-        todo = self.missing(entries)
+        todo = self.missing(entries.unique().tensor_split(processes)[rank])
         if not len(todo):
             return
         self._require_room(entries)
         for file in self._files:
             file.create()
-        with tqdm(total=len(todo), desc="encoding frames", unit="frame") as progress:
+        with tqdm(total=len(todo), desc="encoding frames", unit="frame", disable=rank > 0) as progress:
             for part in todo.split(batch_size):
                 self._encode(part)
                 progress.update(len(part))

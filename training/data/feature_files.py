@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 KEY_FILE, FEATURES_FILE, DONE_FILE = "key.json", "features.bin", "done.bin"
-FORMAT = 2  # raise it whenever the files would mean something else
+FORMAT = 3  # raise it whenever the files would mean something else
 
 
 class FeatureFile:
@@ -25,7 +25,8 @@ class FeatureFile:
 
     Another key is another folder, so that what changes features never finds old ones. The folder appears whole, with
     its key and two sparse files: the entries, and a byte for each that says whether it is there. Only entries that are
-    written take disk space. A process may be stopped at any time; what it had written stays.
+    written take disk space, and only those that are read come into memory. A process may be stopped at any time; what
+    it had written stays. Other processes of the machine may read, and write other entries, at the same time.
 
     An object travels to another process without the entries, which are mapped there again.
 
@@ -50,7 +51,7 @@ class FeatureFile:
         self.key = {"format": FORMAT, **key, "count": count, "entry_shape": list(entry_shape), "dtype": str(dtype)}
         name = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = Path(root) / f"{kind}-{name}"
-        self._entries: Tensor | None = None
+        self._entries: NDArray[np.uint8] | None = None
         if self.folder.exists():
             self._require_intact()
 
@@ -86,16 +87,20 @@ class FeatureFile:
         """Keeps `values` (n, *entry_shape) of `entries` (n,); those that are there already stay as they are."""
         new = ~self._has(entries)
         entries, values = entries[new], values[new]
-        self._mapped(shared=True)[entries] = values.to(self.dtype)
+        rows = values.to(self.dtype).contiguous().view(torch.uint8).reshape(len(values), self.bytes_per_entry)
+        with (self.folder / FEATURES_FILE).open("r+b") as file:  # a full disk is an error here; in a mapping, a crash
+            for entry, row in zip(entries.tolist(), rows.numpy(), strict=True):
+                file.seek(entry * self.bytes_per_entry)
+                file.write(row)
         self._done("r+")[entries.numpy()] = 1  # after the entries: stopped in between, they are written again
-        self._entries = None
 
     def __getitem__(self, entries: Tensor) -> Tensor:
         """(n, *entry_shape) of `entries` (n,), which must have been written."""
         if self._entries is None:
             self._require_intact()
-            self._entries = self._mapped(shared=False)
-        return self._entries[entries]
+            self._entries = self._mapped()
+        rows = torch.from_numpy(self._entries[entries.numpy()])  # a copy: nothing reaches the disk through it
+        return rows.view(self.dtype).view(-1, *self.entry_shape)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_entries": None}
@@ -103,11 +108,13 @@ class FeatureFile:
     def _sizes(self) -> dict[str, int]:
         return {FEATURES_FILE: self.count * self.bytes_per_entry, DONE_FILE: self.count}
 
-    def _mapped(self, shared: bool) -> Tensor:
-        """All entries; what is assigned to them reaches the disk when `shared`."""
-        shape = (self.count, *self.entry_shape)
-        file = str(self.folder / FEATURES_FILE)
-        return torch.from_file(file, shared=shared, size=prod(shape), dtype=self.dtype).view(shape)
+    def _mapped(self) -> NDArray[np.uint8]:
+        """The bytes of all entries (count, bytes_per_entry): numpy has no bfloat16.
+
+        Read-only, because for a private mapping that could be written to the system wants memory for all of it.
+        """
+        shape = (self.count, self.bytes_per_entry)
+        return np.memmap(self.folder / FEATURES_FILE, dtype=np.uint8, mode="r", shape=shape)
 
     def _done(self, mode: Any = "r") -> NDArray[np.uint8]:
         return np.memmap(self.folder / DONE_FILE, dtype=np.uint8, mode=mode, shape=(self.count,))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -25,6 +27,9 @@ class ObservationDataset(Dataset):
 
     Every frame that a window starts at is encoded once, here; afterwards the backbone is not needed. The T of language
     is 1 where its features do not depend on the image: those are few and stay in memory.
+
+    Of several processes (an initialised `torch.distributed`) all must make the dataset: each encodes a share, and waits
+    for the others'. When one fails, the others' waiting ends with the process group or after its timeout.
 
     Args:
         windows: over `sources`, in this order.
@@ -105,14 +110,26 @@ class ObservationDataset(Dataset):
         source, entry = self._source_of[trajectory], self._first_entry[trajectory] + step
         wanted = [entry[source == index].unique() for index in range(len(caches))]
         size = sum(len(own) * cache.bytes_per_step for own, cache in zip(wanted, caches, strict=True)) / 1e9
-        print(f"feature cache: {size:.3f} GB in {caches[0].root}")
+        rank, processes = _place_among_processes()
+        if rank == 0:
+            print(f"feature cache: {size:.3f} GB in {caches[0].root}", file=sys.stderr)
         if size > max_cache_gb:
             raise ValueError(
                 f"the feature cache would take {size:.1f} GB, more than --max-cache-gb {max_cache_gb:g}: raise that, "
                 "or use fewer frames with a larger --frame-stride"
             )
         for own, cache in zip(wanted, caches, strict=True):
-            cache.encode(own)
+            cache.encode(own, rank=rank, processes=processes)
+            if processes > 1:
+                dist.barrier()
+                cache.encode(own)  # what is missing even now: another machine has it on a disk of its own
+
+
+def _place_among_processes() -> tuple[int, int]:
+    """Which one of how many processes this is."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
 
 
 def _gathered(files: Sequence[FeatureFile], source: Tensor, entry: Tensor, shape: tuple[int, ...]) -> Tensor:
