@@ -231,10 +231,10 @@ def test_a_policy_takes_a_new_body_and_answers_as_before_for_the_old_ones(prior)
     generator = torch.Generator().manual_seed(0)
     seen = {
         "vision_features": VisionFeatures(
-            torch.randn(2, 4, 16, generator=generator), torch.ones(2, 4, dtype=torch.bool), 1
+            torch.randn(2, 1, 4, 16, generator=generator), torch.ones(2, 4, dtype=torch.bool), 1, (12,)
         ),
         "language_features": LanguageFeatures(
-            torch.randn(2, 3, 24, generator=generator), torch.ones(2, 3, dtype=torch.bool)
+            torch.randn(2, 1, 3, 24, generator=generator), torch.ones(2, 3, dtype=torch.bool), None
         ),
     }
     state = torch.randn(2, 5, generator=generator)
