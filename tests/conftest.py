@@ -85,7 +85,8 @@ def tiny_fields() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def save_policy(tiny_backbone: Path, tiny_fields: dict[str, Any]) -> Callable[..., Path]:
-    """`(folder, embodiments, **config_fields)` saves an untrained policy, in which every path has an effect."""
+    """`(folder, embodiments, backbone_folder=tiny_backbone, **config_fields)` saves an untrained policy, in which
+    every path has an effect."""
     import torch
 
     from priorvla.configuration.backbone_reference import BACKBONE_KEYS
@@ -95,8 +96,8 @@ def save_policy(tiny_backbone: Path, tiny_fields: dict[str, Any]) -> Callable[..
     from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
     from priorvla.training.data.trajectory_dataset import expert_dims
 
-    def save(folder: Path, embodiments: Sequence[Any], **fields: Any) -> Path:
-        reference = describe_backbone(tiny_backbone, source="hub", name="tiny-backbone")
+    def save(folder: Path, embodiments: Sequence[Any], backbone_folder: Path = tiny_backbone, **fields: Any) -> Path:
+        reference = describe_backbone(backbone_folder, source="hub", name="tiny-backbone")
         config = PriorVLAConfig(
             expert={**tiny_fields["expert"], **expert_dims(embodiments)},
             encoder=tiny_fields["encoder"],
@@ -113,7 +114,7 @@ def save_policy(tiny_backbone: Path, tiny_fields: dict[str, Any]) -> Callable[..
             for parameter in model.parameters():
                 parameter += 0.1 * torch.randn(parameter.shape)
         model.save_pretrained(folder)
-        PriorVLAProcessor.for_backbone(tiny_backbone, embodiments, chunk_size=6).save_pretrained(folder)
+        PriorVLAProcessor.for_backbone(backbone_folder, embodiments, chunk_size=6).save_pretrained(folder)
         return folder
 
     return save

@@ -37,11 +37,19 @@ def run(tmp_path_factory, tiny_backbone, tiny_fields):
     }
     for name, recipe in recipes.items():
         (folder / name).write_text(yaml.safe_dump(recipe))
+    seeing = {key: value for key, value in recipes["policy.yaml"].items() if key != "model"}
+    seeing |= {"training": training, "cache-dir": str(folder / "features")}
+    (folder / "seeing.yaml").write_text(yaml.safe_dump(seeing))
     for command in (
         f"collect --tasks {TASK} --episodes 2 --image-size 56 --workers 1 --output-dir {folder}/demos",
         f"pretrain --config {folder}/prior.yaml --max-steps 4 --output-dir {folder}/prior",
         f"train --config {folder}/policy.yaml --prior {folder}/prior --output-dir {folder}/policy",
         f"train --config {folder}/policy.yaml --prior {folder}/prior --control --output-dir {folder}/control",
+        f"pretrain --kind vision-action --fusion cross --config {folder}/seeing.yaml --prior {folder}/prior "
+        f"--output-dir {folder}/sight",
+        f"train --config {folder}/seeing.yaml --prior {folder}/sight --listening 2 --output-dir {folder}/three_rungs",
+        f"evaluate {folder}/three_rungs --tasks {TASK} --trials 1 --max-episode-steps 12 --workers 1 "
+        f"--backbone {tiny_backbone} --output-dir {folder}/three_rungs_evaluation",
         f"evaluate {folder}/policy --tasks {TASK} --trials 1 --max-episode-steps 12 --workers 1 "
         f"--backbone {tiny_backbone} --output-dir {folder}/evaluation",
     ):
@@ -65,7 +73,7 @@ def test_demonstrations_are_collected_with_pictures(run):
 
 
 def test_every_run_leaves_a_checkpoint_a_card_a_log_and_a_plot(run):
-    for name in ("prior", "policy", "control"):
+    for name in ("prior", "sight", "policy", "control", "three_rungs"):
         assert names(run / name) >= CHECKPOINT | RUN, name
         assert not {path.suffix for path in (run / name).iterdir()} & {".bin", ".pt", ".pth", ".pkl"}
         header, *lines = (run / name / "log.csv").read_text().splitlines()
@@ -113,15 +121,31 @@ def test_the_backbone_is_named_and_neither_stored_nor_located(run):
         assert str(run.parent) not in (run / "policy" / file).read_text(), file
 
 
-def test_the_evaluation_reports_success_by_task(run):
-    report = json.loads((run / "evaluation" / "report.json").read_text())
+@pytest.mark.parametrize("name", ["evaluation", "three_rungs_evaluation"])
+def test_the_evaluation_reports_success_by_task(run, name):
+    report = json.loads((run / name / "report.json").read_text())
     assert report["tasks"].keys() == {TASK} and report["overall"]["trials"] == 1
     assert report["tasks"][TASK]["successes"] in (0, 1)
-    assert TASK in (run / "evaluation" / "report.html").read_text()
+    assert TASK in (run / name / "report.html").read_text()
+
+
+def test_three_rungs_are_one_expert_that_grew(run):
+    prior, sight, three = (config_of(run / name) for name in ("prior", "sight", "three_rungs"))
+    assert prior["expert"]["expert_layers"] == ["motion"] * 2
+    assert sight["expert"]["expert_layers"] == ["vision"] * 2 and not sight["language"]
+    assert three["expert"]["expert_layers"] == ["vision", "vision_language"] * 2 and three["language"]
+    rungs = ("prior", "sight", "three_rungs")
+    weights = {rung: load_file(run / rung / "model.safetensors") for rung in rungs}
+    for layer, inherited in ((0, 0), (1, 2)):
+        name = "expert.layers.{}.self_attn.q_proj.weight"
+        own = weights["prior"][name.format(layer)]
+        assert (weights["sight"][name.format(layer)] - own).norm() < 0.3 * own.norm()
+        assert (weights["three_rungs"][name.format(inherited)] - own).norm() < 0.3 * own.norm()
+    assert len({(run / rung / "embodiments.json").read_text() for rung in rungs}) == 1
 
 
 def test_info_describes_what_was_trained(run, capsys):
-    for name, kind in (("prior", "rung 1"), ("policy", "rung 3")):
+    for name, kind in (("prior", "rung 1"), ("sight", "rung 2"), ("policy", "rung 3"), ("three_rungs", "rung 3")):
         assert main(["info", str(run / name)]) == 0
         said = capsys.readouterr().out
         assert kind in said and "metaworld_sawyer: 4 action dims" in said

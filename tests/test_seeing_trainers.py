@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainerCallback, set_seed
@@ -14,8 +15,6 @@ from transformers import TrainerCallback, set_seed
 import priorvla
 from priorvla.configuration.backbone_reference import BACKBONE_KEYS
 from priorvla.modeling_priorvla.backbone import describe_backbone, load_backbone
-from priorvla.training.component_weights import component_weights
-from priorvla.training.data.observation_dataset import ObservationDataset
 from priorvla.training.observing_trainer import as_features
 
 H = 6
@@ -61,7 +60,7 @@ def make_dataset(tmp_path_factory, sources, robots, request):
         key = (backbone, model.config.taps, language)
         if key not in made:
             folder = request.getfixturevalue(backbone)
-            made[key] = ObservationDataset(
+            made[key] = priorvla.ObservationDataset(
                 priorvla.TrajectoryDataset(sources, robots, H),
                 sources,
                 load_backbone(None, folder),
@@ -98,7 +97,9 @@ def make_model(robots, tiny_fields, request):
         if start == "action prior":
             config = priorvla.ActionPriorConfig(expert=expert, encoder=tiny_fields["encoder"])
             return priorvla.PriorVLAModel.from_action_prior(priorvla.ActionPriorModel(config), **complete)
-        seeing = make(fusion, "action prior" if start == "both" else "random", backbone, **{**fields, "language": False})
+        seeing = make(
+            fusion, "action prior" if start == "both" else "random", backbone, **{**fields, "language": False}
+        )
         return priorvla.PriorVLAModel.from_vision_action_prior(seeing)
 
     return make
@@ -128,9 +129,7 @@ def make_trainer(tmp_path, make_dataset, robots, request):
         dataset = make_dataset(model, backbone, language)
         processor = None
         if whole:
-            processor = priorvla.PriorVLAProcessor.for_backbone(
-                request.getfixturevalue(backbone), robots, chunk_size=H
-            )
+            processor = priorvla.PriorVLAProcessor.for_backbone(request.getfixturevalue(backbone), robots, chunk_size=H)
         return trainer_class(
             model,
             arguments_class(output_dir=str(tmp_path / folder), **arguments),
@@ -192,7 +191,9 @@ def test_every_cell_trains_and_samples_through_the_public_names(
 
 @pytest.mark.parametrize("start", STARTS[2:])
 def test_the_latent_host_cannot_start_from_sight(make_model, start):
-    with pytest.raises(ValueError, match="no layer of the expert sees: make a vision-action prior with cross, joint"):
+    with pytest.raises(
+        StrictDataclassError, match="no layer of the expert sees: make a vision-action prior with cross"
+    ):
         make_model("latent", start)
 
 
@@ -201,7 +202,7 @@ def test_training_lowers_the_loss_of_rung_2_and_then_of_rung_3(make_model, make_
     seeing = make_model(fusion, "action prior", language=False)
     for model in (seeing, None):
         model = model or priorvla.PriorVLAModel.from_vision_action_prior(seeing)
-        trainer = make_trainer(model, max_steps=25)
+        trainer = make_trainer(model, max_steps=12)
         before = trainer.evaluate()["eval_loss"]
         trainer.train()
         assert trainer.evaluate()["eval_loss"] < 0.97 * before, model.config.language
@@ -273,7 +274,7 @@ def test_how_far_gates_are_open_is_logged_by_kind_and_told_in_the_card_layer_by_
     assert {name.removeprefix("gate_") for name in first if name.startswith("gate_")} == kinds
     if kinds:  # a branch that the prior does not have was shut when training began
         shut = "gate_cross" if fusion == "cross" else "gate_memory"
-        assert first[shut] < last[shut] < 0.1
+        assert first[shut] < last[shut] < 0.5
         values = [value for name, value in trainer.model.gate_values().items() if name.endswith(f"{shut[5:]}_gate")]
         assert last[shut] == pytest.approx(sum(values) / len(values))
     card = (trainer.run_folder / "README.md").read_text()
@@ -295,9 +296,11 @@ def test_equal_weights_change_nothing_and_others_are_those_of_component_weights(
     weights = {"position": 30.0, "gripper": 10.0}
     weighted = make_trainer(make_model("cross"), whole=True, loss_weights=weights)
     given = []
-    weighted.model.register_forward_pre_hook(lambda _, a, inputs: given.append(inputs["loss_weights"]), with_kwargs=True)
+    weighted.model.register_forward_pre_hook(
+        lambda _, a, inputs: given.append(inputs["loss_weights"]), with_kwargs=True
+    )
     weighted.train()
-    assert all(torch.equal(table, component_weights(robots, weights)) for table in given) and len(given) == 4
+    assert all(torch.equal(table, priorvla.component_weights(robots, weights)) for table in given) and len(given) == 4
     assert losses_logged(weighted) != losses_logged(plain)
 
 
@@ -328,7 +331,6 @@ def test_weights_of_components_that_cannot_be_are_refused(make_model, make_train
         ("latent", "action prior", {}, 5000),
         ("latent", "random", {}, 0),
         ("cross", "action prior", {"use_latent": True}, 5000),
-        ("cross", "both", {"use_latent": True}, 5000),
         ("cross", "action prior", {}, 0),
         ("gated", "random", {"use_latent": True}, 0),
         ("gated", "both", {}, 0),
@@ -364,7 +366,9 @@ def test_distillation_that_cannot_be_is_refused_with_the_remedy(make_model, make
 def test_a_model_is_refused_by_the_trainer_of_another_rung(make_model, tmp_path):
     seeing, hearing = make_model("joint", language=False), make_model("joint")
     arguments = {"output_dir": str(tmp_path), "use_cpu": True}
-    with pytest.raises(ValueError, match="reads instructions, a vision-action prior does not: build it with language=F"):
+    with pytest.raises(
+        ValueError, match="reads instructions, a vision-action prior does not: build it with language=F"
+    ):
         priorvla.VisionActionPriorTrainer(hearing, priorvla.VisionActionPriorTrainingArguments(**arguments))
     with pytest.raises(ValueError, match="is a vision-action prior and reads no instruction: insert layers"):
         priorvla.VLATrainer(seeing, priorvla.VLATrainingArguments(**arguments))
@@ -378,7 +382,12 @@ def test_rung_2_leaves_its_backbone_alone(make_model, tmp_path, training):
         priorvla.VisionActionPriorTrainer(model, arguments)
 
 
+def test_a_frozen_decoder_is_refused_where_its_layers_are_all_that_sees(make_model, make_trainer):
+    with pytest.raises(ValueError, match=r"decoder='frozen' with fusion='gated'.* would never learn to"):
+        make_trainer(make_model("gated", "both"), decoder="frozen")
+
+
 def test_a_learning_rate_that_is_not_positive_is_refused(tmp_path):
-    for given in ({"backbone_learning_rate": 0.0}, {"expert_lr_scale": -1.0}):
+    for given in ({"backbone_learning_rate": 0.0}, {"expert_lr_scale": -1.0}, {"gate_lr_scale": 0.0}):
         with pytest.raises(ValueError, match=rf"{next(iter(given))}={next(iter(given.values()))} .*must be positive"):
             priorvla.VLATrainingArguments(output_dir=str(tmp_path), use_cpu=True, **given)
