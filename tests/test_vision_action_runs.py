@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import priorvla
 from priorvla.cli import main
 from priorvla.configuration.embodiment import load_embodiments
 from priorvla.deployment.policy import PriorVLAPolicy
 from priorvla.hub_cards.publishing import load_card
+from priorvla.training import train
+from priorvla.training.data.lerobot_writer import LeRobotDatasetWriter
 from priorvla.training.run_options import VisionPriorOptions
 from priorvla.training.train import pretrain_vision_action_prior
 
@@ -63,11 +67,11 @@ def command(folder, demonstrations, tiny_backbone):
     A single step has a learning rate of 0: what is saved is then what the run began with.
     """
 
-    def run(name, *arguments, model=None, training=None, **recipe):
+    def run(name, *arguments, model=None, training=None, dataset=demonstrations, **recipe):
         recipe = {"max-steps": 1, "holdout": 0.25, "device": "cpu", **recipe}
         file = folder / f"{name}.yaml"
         file.write_text(yaml.safe_dump({**recipe, "model": model or {}, "training": {**TRAINING, **(training or {})}}))
-        arguments = [*arguments, "--config", file, "--dataset", demonstrations, "--output-dir", folder / name]
+        arguments = [*arguments, "--config", file, "--dataset", dataset, "--output-dir", folder / name]
         if "train" in arguments or "vision-action" in arguments:
             arguments += ["--cache-dir", folder / "features"]
             if "--backbone" not in arguments:
@@ -359,3 +363,61 @@ def test_a_start_that_cannot_be_is_refused_with_a_sentence(ladder, fails, argume
 def test_another_backbone_than_the_one_it_has_learned_to_see_with_is_refused(ladder, fails, tiny_smolvlm):
     said = fails("train", "--prior", ladder / "sight", "--backbone", tiny_smolvlm)
     assert "has learned to see with 'tiny_backbone" in said and "whose weights these are not: use that one" in said
+
+
+def test_features_in_another_dtype_than_the_one_it_has_learned_to_see_with_are_refused(ladder, fails):
+    said = fails("train", "--prior", ladder / "sight", "--backbone-dtype", "bfloat16")
+    assert "has learned to see with features in the dtype of its backbone as saved: leave it out" in said
+
+
+# --- what later runs keep ---------------------------------------------------------------------------------------------
+
+
+def test_cameras_stay_in_the_order_in_which_a_prior_has_learned_to_see_with_them(folder, command, bodies):
+    """A camera's embedding is found by its place: another order would show the model one camera as the other."""
+    random = np.random.default_rng(0)
+    for name, cameras in (("two", ["front", "wrist"]), ("swapped", ["wrist", "front"]), ("one", ["front"])):
+        body = replace(bodies[0], cameras=cameras)
+        with LeRobotDatasetWriter(folder / name, body, dict.fromkeys(cameras, (28, 28))) as writer:
+            for length in (5, 4):
+                pictures = {camera: random.integers(0, 256, (length, 28, 28, 3), dtype=np.uint8) for camera in cameras}
+                states, actions = (random.normal(size=(length, dims)) for dims in (3, 4))
+                writer.add_episode(states, actions, "open the drawer", pictures)
+
+    sight = ("pretrain", "--kind", "vision-action", "--fusion", "cross")
+    assert command("sees-two", *sight, dataset=folder / "two", model=SIGHT) == 0
+    for dataset, status in (("two", 0), ("swapped", 0), ("one", 2)):
+        arguments = ("train", "--prior", folder / "sees-two", "--listening", "0")
+        assert command(f"hears-{dataset}", *arguments, dataset=folder / dataset) == status
+        if not status:
+            assert load_embodiments(folder / f"hears-{dataset}")[0].cameras == ["front", "wrist"]
+
+
+def test_a_run_is_not_resumed_as_another_model_whose_tensors_have_the_same_names(ladder, command, capsys):
+    settings = {"model": {}, "training": {"save_steps": 1}, "max-steps": 2}
+    arguments = ("train", "--prior", ladder / "sight", "--listening", "0")
+    assert command("turned", *arguments, "--insertion", "before", **settings) == 0
+    (ladder / "turned" / "metrics.json").unlink()
+    assert command("turned", *arguments, "--insertion", "after", "--resume", **settings) == 2
+    said = capsys.readouterr().err
+    assert "--resume: the run in" in said and "began with expert_layers=['vision_language', 'vision']" in said
+
+
+def test_a_measurement_that_fails_loses_no_training(ladder, command, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("the policy gives actions that are not finite")
+
+    monkeypatch.setattr(train, "language_sensitivity", fail)
+    assert command("unmeasured", "train", "--prior", ladder / "sight") == 0
+    assert "whether the policy listens could not be measured: the policy gives" in capsys.readouterr().err
+    assert {"model.safetensors", "metrics.json"} <= {file.name for file in (ladder / "unmeasured").iterdir()}
+
+
+def test_gates_on_a_card_are_those_of_the_weights_beside_it(ladder, command):
+    """And not those of the last step: what is saved is their moving average."""
+    arguments = ("pretrain", "--kind", "vision-action", "--fusion", "gated")
+    settings = {"model": SIGHT, "training": {"learning_rate": 3e-2}, "max-steps": 6}
+    assert command("averaged", *arguments, **settings) == 0
+    model = priorvla.PriorVLAModel.from_pretrained(ladder / "averaged", backbone=None)
+    cells = [cell.strip() for cell in load_card(ladder / "averaged").text.split("|")]
+    assert all(f"{value:.4g}" in cells for value in model.gate_values().values())
