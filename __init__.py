@@ -33,11 +33,16 @@ if TYPE_CHECKING:
     from .modeling_priorvla.transfer import TransferReport as TransferReport
     from .training.action_prior_arguments import ActionPriorTrainingArguments as ActionPriorTrainingArguments
     from .training.action_prior_trainer import ActionPriorTrainer as ActionPriorTrainer
+    from .training.component_weights import component_weights as component_weights
     from .training.data.embodiment_fitting import expert_dims as expert_dims
     from .training.data.embodiment_fitting import fit_embodiments as fit_embodiments
     from .training.data.lerobot_writer import LeRobotDatasetWriter as LeRobotDatasetWriter
+    from .training.data.live_observations import LiveObservationDataset as LiveObservationDataset
+    from .training.data.observation_dataset import ObservationDataset as ObservationDataset
     from .training.data.readers import load_trajectories as load_trajectories
     from .training.data.trajectory_dataset import TrajectoryDataset as TrajectoryDataset
+    from .training.instruction_sampling import ModelSampler as ModelSampler
+    from .training.instruction_sampling import draw_observations as draw_observations
     from .training.language_sensitivity import language_sensitivity as language_sensitivity
     from .training.vision_action_prior_trainer import VisionActionPriorTrainer as VisionActionPriorTrainer
     from .training.vision_action_prior_trainer import (
@@ -56,7 +61,10 @@ _HOMES = {
     "Embodiment": "configuration.embodiment",
     "ExpertConfig": "configuration.configuration_expert",
     "LeRobotDatasetWriter": "training.data.lerobot_writer",
+    "LiveObservationDataset": "training.data.live_observations",
+    "ModelSampler": "training.instruction_sampling",
     "NormalizationMode": "configuration.embodiment",
+    "ObservationDataset": "training.data.observation_dataset",
     "PriorVLAConfig": "configuration.configuration_priorvla",
     "PriorVLAModel": "modeling_priorvla.modeling_priorvla",
     "PriorVLAPolicy": "deployment.policy",
@@ -64,13 +72,15 @@ _HOMES = {
     "TrajectoryDataset": "training.data.trajectory_dataset",
     "TransferReport": "modeling_priorvla.transfer",
     "VLATrainer": "training.vla_trainer",
+    "VLATrainingArguments": "training.vla_arguments",
     "VisionActionPriorTrainer": "training.vision_action_prior_trainer",
     "VisionActionPriorTrainingArguments": "training.vision_action_prior_trainer",
-    "language_sensitivity": "training.language_sensitivity",
-    "VLATrainingArguments": "training.vla_arguments",
+    "component_weights": "training.component_weights",
+    "draw_observations": "training.instruction_sampling",
     "evaluate_policy": "deployment.evaluation",
     "expert_dims": "training.data.embodiment_fitting",
     "fit_embodiments": "training.data.embodiment_fitting",
+    "language_sensitivity": "training.language_sensitivity",
     "load_card": "hub_cards.publishing",
     "load_embodiment": "configuration.embodiment_registry",
     "load_trajectories": "training.data.readers",

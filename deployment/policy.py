@@ -43,9 +43,9 @@ class Policy(Protocol):
 class PriorVLAPolicy:
     """Drives one embodiment with a `PriorVLAModel`: predicts a chunk, executes its first steps, looks again.
 
-    An observation is `{"state": (S,) raw, "images": {camera: (h, w, 3) uint8}, "instruction": str}`. Everything that an
-    episode remembers is in a `PolicySession`, never in the model: `select_action` uses a session of the policy's own,
-    `act` any number of them in one batch.
+    An observation is `{"state": (S,) raw, "images": {camera: (h, w, 3) uint8}, "instruction": str}`; a vision-action
+    prior needs no instruction. Everything that an episode remembers is in a `PolicySession`, never in the model:
+    `select_action` uses a session of the policy's own, `act` any number of them in one batch.
 
     Args:
         model, processor: as `from_pretrained` loads them; the model has its backbone attached.
@@ -82,7 +82,7 @@ class PriorVLAPolicy:
         if not 1 <= self.execute_steps <= chunk_size:
             raise ValueError(f"execute_steps={execute_steps} must be between 1 and the chunk's {chunk_size} steps")
         self.num_inference_steps = num_inference_steps
-        self._language: dict[str, LanguageFeatures] = {}
+        self._language: dict[tuple[str, torch.device], LanguageFeatures] = {}
         self.reset(seed)
 
     @classmethod
@@ -144,7 +144,7 @@ class PriorVLAPolicy:
         ).to(device)
         chunk = self.model.sample_actions(
             **inputs,
-            **self._words([observation["instruction"] for observation in observations]),
+            **self._words(observations),
             noise=torch.cat(noise).to(device),
             num_inference_steps=self.num_inference_steps,
         )
@@ -165,17 +165,25 @@ class PriorVLAPolicy:
                 mask[row, size - count :] = True
         return {"history_states": states, "history_actions": actions, "history_mask": mask}
 
-    def _words(self, texts: list[str]) -> dict[str, Any]:
-        """What the model is to hear; encoded once for each instruction where images make no difference to it."""
-        backbone = self.model.backbone
+    @torch.no_grad()
+    def _words(self, observations: Sequence[Observation]) -> dict[str, Any]:
+        """What the model is to hear, if it does; encoded once an instruction where images make no difference to it.
+
+        Once an instruction and device, to be exact: the model may be moved.
+        """
+        if not self.model.config.language:
+            return {}
+        texts = [observation["instruction"] for observation in observations]
+        backbone, device = self.model.backbone, self.model.device
         assert backbone is not None
         if backbone.language_reads_vision:
-            words = self.processor(embodiment=self.embodiment.name, text=texts).to(self.model.device)
+            words = self.processor(embodiment=self.embodiment.name, text=texts).to(device)
             return {"input_ids": words["input_ids"], "attention_mask": words["attention_mask"]}
-        for text in set(texts) - set(self._language):
-            words = self.processor(embodiment=self.embodiment.name, text=[text]).to(self.model.device)
-            self._language[text] = backbone.encode_language(None, words["input_ids"], words["attention_mask"])
-        heard = [self._language[text] for text in texts]
+        keys = [(text, device) for text in texts]
+        for key in set(keys) - set(self._language):
+            words = self.processor(embodiment=self.embodiment.name, text=[key[0]]).to(device)
+            self._language[key] = backbone.encode_language(None, words["input_ids"], words["attention_mask"])
+        heard = [self._language[key] for key in keys]
         hidden_states, mask = (torch.cat([getattr(own, key) for own in heard]) for key in ("hidden_states", "mask"))
         return {"language_features": LanguageFeatures(hidden_states, mask, None)}
 

@@ -12,7 +12,6 @@ from huggingface_hub.utils import validate_repo_id
 CardKind = Literal["action-prior", "vision-action-prior", "vla"]
 
 MODEL_TYPES = ("priorvla_action_prior", "priorvla")
-# Goes when training/stage_trainer.py asks kind_of.
 
 
 def kind_of(config: Any) -> CardKind:

@@ -20,7 +20,7 @@ CHANGES = {
 @dataclass(frozen=True)
 class Listening:
     """How many times as far as chance a changed instruction moves the actions: `rows` of the change, the ratio and its
-    interval (95 %), and what follows from them, `answer`, in two sentences."""
+    interval (95 %), and what follows from them, `answer`, in a few sentences."""
 
     rows: list[tuple[str, str, str]]
     answer: str
@@ -59,8 +59,13 @@ def _answer(ratios: Mapping[str, tuple[float, ...]]) -> str:
     if "paraphrase" not in ratios:
         return answer
     times, low, _ = ratios["paraphrase"]
-    if low <= chance:
+    if times <= chance:
         return f"{answer} A rewording of the same instruction does not move them measurably."
+    if low <= chance:
+        return (
+            f"{answer} Whether wording counts too cannot be told: with a rewording of the same instruction they move "
+            f"{_as_far(times)}, but the interval reaches into what chance explains. More observations would tell."
+        )
     return f"{answer} But so they do with a rewording of the same instruction, {_as_far(times)}: wording counts too."
 
 

@@ -2,13 +2,24 @@
 
 import runpy
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from priorvla import load_trajectories
+from priorvla import (
+    ActionPriorConfig,
+    ActionPriorModel,
+    PriorVLAModel,
+    PriorVLAProcessor,
+    expert_dims,
+    load_trajectories,
+)
+from priorvla.configuration.embodiment import load_embodiments
+from priorvla.hub_cards.checkpoints import kind_of
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -72,3 +83,24 @@ def test_a_checkpoint_drives_a_robot(run, save_policy, tiny_backbone, tmp_path):
     lines = run("drive_a_robot.py", checkpoint, *options).splitlines()
     assert lines[0].startswith("metaworld_sawyer: '")
     assert lines[1:] == ["episode 0: no success after 7 steps", "episode 1: no success after 7 steps"]
+
+
+def test_a_prior_learns_to_see_and_then_to_listen(
+    run, write_demonstrations, tiny_fields, tiny_backbone, bodies, tmp_path
+):
+    data = write_demonstrations(tmp_path / "demonstrations", bodies[0], [6, 5])
+    blind = [replace(bodies[0], cameras=[])]
+    torch.manual_seed(0)
+    expert = {**tiny_fields["expert"], **expert_dims(blind)}
+    moving = ActionPriorModel(ActionPriorConfig(**{**tiny_fields, "expert": expert}, num_inference_steps=2))
+    moving.save_pretrained(tmp_path / "prior")
+    PriorVLAProcessor(embodiments=blind, chunk_size=6).save_pretrained(tmp_path / "prior")
+    options = ["--prior", tmp_path / "prior", "--backbone", tiny_backbone, "--max-steps", 2]
+    said = run("see_then_listen.py", data, *options, "--output-dir", tmp_path / "arm")
+    assert "Does it listen?" in said and "another instruction" in said
+    sight, policy = (
+        PriorVLAModel.from_pretrained(tmp_path / "arm" / name, backbone=None) for name in ("sight", "policy")
+    )
+    assert kind_of(sight.config) == "vision-action-prior" and kind_of(policy.config) == "vla"
+    assert len(policy.expert.layers) == 2 * len(sight.expert.layers) == 2 * len(moving.expert.layers)
+    assert load_embodiments(tmp_path / "arm" / "policy")[0].cameras == ["front"]

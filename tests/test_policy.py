@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from priorvla.configuration.configuration_priorvla import PriorVLAConfig
 from priorvla.configuration.embodiment import Embodiment, load_embodiments
 from priorvla.deployment.policy import PriorVLAPolicy, RandomPolicy
+from priorvla.modeling_priorvla.backbone_features import LanguageFeatures
+from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
+from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
 
 HISTORY = 4
 
@@ -268,3 +272,113 @@ def test_random_actions_stay_within_the_range_of_the_data_and_fill_it(bodies):
 def test_random_actions_need_statistics():
     with pytest.raises(ValueError, match="'bare' has no action statistics"):
         RandomPolicy(Embodiment("bare", ["a"], ["s"], 10.0))
+
+
+# --- a backbone that reads behind the image, and other hosts ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def make_seeing(save_policy, bodies, tiny_backbone, tiny_smolvlm, tmp_path_factory):
+    """`(backbone, **fields)`: a policy of another host than `latent`, saved once."""
+    saved: dict = {}
+
+    def make(backbone="tiny_smolvlm", **fields) -> PriorVLAPolicy:
+        folder = {"tiny_smolvlm": tiny_smolvlm, "tiny_backbone": tiny_backbone}[backbone]
+        key = (backbone, *fields.items())
+        if key not in saved:
+            saved[key] = save_policy(tmp_path_factory.mktemp("seeing"), bodies, backbone_folder=folder, **fields)
+        return PriorVLAPolicy.from_pretrained(saved[key], backbone=folder, embodiment="small", execute_steps=3)
+
+    return make
+
+
+GENERATIVE = {
+    "latent": {"fusion": "latent"},
+    "its own tail": {"fusion": "latent", "tail": "backbone"},
+    "its own tail, with a past": {"fusion": "latent", "tail": "backbone", "use_history": True, "history_size": 4},
+    "cross": {"fusion": "cross"},
+    "joint": {"fusion": "joint"},
+    "gated": {"fusion": "gated"},
+}
+
+
+@pytest.mark.parametrize("host", GENERATIVE)
+def test_a_generative_backbone_reads_each_instruction_behind_its_own_image(make_seeing, host):
+    policy = make_seeing(**GENERATIVE[host])
+    one, two = episode(1, steps=4), episode(2, steps=4, instruction="close the door")
+    expected = np.stack([alone(policy, one, seed=1), alone(policy, two, seed=2)])
+    sessions = [policy.new_session(1), policy.new_session(2)]
+    together = np.stack([policy.act(sessions, pair) for pair in zip(one, two, strict=True)], axis=1)
+    np.testing.assert_allclose(together, expected, atol=1e-4)
+    swapped = [{**observation, "instruction": "close the door"} for observation in one]
+    assert not np.allclose(alone(policy, swapped, seed=1), expected[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["tiny_backbone", "tiny_smolvlm"])
+def test_a_vision_action_prior_drives_a_robot_whatever_it_is_told(make_seeing, backbone):
+    policy = make_seeing(backbone, fusion="gated", language=False)
+    seen = episode(3, steps=4)
+    expected = alone(policy, seen, seed=1)
+    told = [{**observation, "instruction": "close the door"} for observation in seen]
+    np.testing.assert_array_equal(alone(policy, told, seed=1), expected)
+    silent = [{key: observation[key] for key in ("state", "images")} for observation in seen]
+    np.testing.assert_array_equal(alone(policy, silent, seed=1), expected)
+    seen[0]["images"]["front"] = 255 - seen[0]["images"]["front"]
+    assert not np.allclose(alone(policy, seen, seed=1), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("fusion", ["cross", "joint", "gated"])
+def test_a_seeing_host_hears_every_instruction_of_a_batch(make_seeing, fusion):
+    policy = make_seeing("tiny_backbone", fusion=fusion)
+    seen = episode(4)[0]
+    told = [{**seen, "instruction": text} for text in ("open the drawer", "press the red button now")]
+    both = policy.act([policy.new_session(0), policy.new_session(0)], told)
+    one_by_one = [policy.act([policy.new_session(0)], [observation])[0] for observation in told]
+    np.testing.assert_allclose(both, one_by_one, atol=1e-5)
+    assert not np.allclose(*both, atol=1e-4)
+
+
+# --- instructions that are kept ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone", ["tiny_backbone", "tiny_smolvlm"])
+def test_a_vision_action_prior_encodes_no_instruction_that_it_is_given(make_seeing, backbone, monkeypatch):
+    policy, encoded = make_seeing(backbone, fusion="gated", language=False), []
+    monkeypatch.setattr(policy.model.backbone, "encode_language", lambda *words, **_: encoded.append(words))
+    policy.select_action(episode(3)[0])
+    assert not encoded
+
+
+def test_an_instruction_that_is_kept_keeps_no_graph_of_a_trained_backbone(save_policy, bodies, tiny_backbone, tmp_path):
+    folder = save_policy(tmp_path, bodies[:1], fusion="gated")
+    trained = PriorVLAModel(PriorVLAConfig.from_pretrained(folder, backbone_training="full"))
+    trained.attach_backbone(tiny_backbone)
+    policy, graphs = PriorVLAPolicy(trained, PriorVLAProcessor.from_pretrained(folder)), []
+    assert any(parameter.requires_grad for parameter in policy.model.backbone.model.text_model.parameters())
+    policy.model.backbone.model.text_model.register_forward_hook(
+        lambda _, inputs, output: graphs.append(output.last_hidden_state.requires_grad)
+    )
+    policy.select_action(episode(0)[0])
+    assert graphs == [False]
+
+
+def test_an_instruction_is_encoded_again_when_the_model_has_moved_to_another_device(policy, monkeypatch):
+    encoded, heard, seen = [], [], episode(0)[0]
+    policy.predict_chunk(seen)
+
+    # the meta device is there on every machine, but computes nothing
+    def encode_language(_, input_ids, attention_mask):
+        encoded.append(input_ids.device.type)
+        hidden_states = torch.zeros(1, 1, input_ids.shape[1], 8, device=input_ids.device)
+        return LanguageFeatures(hidden_states, attention_mask, None)
+
+    def sample_actions(language_features, noise, **_):
+        heard.append(language_features.hidden_states.device.type)
+        return torch.zeros(noise.shape)
+
+    monkeypatch.setattr(policy.model.backbone, "encode_language", encode_language)
+    monkeypatch.setattr(policy.model, "sample_actions", sample_actions)
+    policy.model.to("meta")
+    policy.predict_chunk(seen)
+    policy.predict_chunk(seen)
+    assert heard == ["meta", "meta"] and encoded == ["meta"]

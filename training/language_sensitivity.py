@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ..hub_cards.listening import PREFIX, listening
+from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
+from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from .chunk_distances import DRAWS, Bootstrapped, Floats
+from .instruction_sampling import ModelSampler
 from .paraphrases import Paraphrases, paraphrase_of
 
 
+@runtime_checkable
 class ChunkSampler(Protocol):
     """What is measured; `ModelSampler` makes one of a model and its processor."""
 
@@ -27,6 +31,17 @@ class ChunkSampler(Protocol):
         observation's own instruction is not read.
         """
         ...
+
+
+@runtime_checkable
+class ModelHolder(Protocol):
+    """What has a model, its backbone attached, and its processor, as a deployed `PriorVLAPolicy` does."""
+
+    @property
+    def model(self) -> PriorVLAModel: ...
+
+    @property
+    def processor(self) -> PriorVLAProcessor: ...
 
 
 @dataclass(frozen=True)
@@ -103,7 +118,7 @@ class LanguageSensitivity:
 
 
 def language_sensitivity(
-    policy: ChunkSampler,
+    policy: ChunkSampler | ModelHolder,
     observations: Sequence[Mapping[str, Any]],
     *,
     paraphrases: Paraphrases | None = None,
@@ -127,10 +142,10 @@ def language_sensitivity(
     must exceed to be called listening.
 
     Args:
-        policy: samples the chunks.
+        policy: a deployed policy, or whatever else samples chunks.
         observations: of different scenes, best from different episodes, each with its "instruction" beside what the
-            policy reads. At late steps of an episode the image often decides what is done next: take steps from all of
-            it.
+            policy reads (see `ModelSampler`); one that names no embodiment is of the deployed policy's own. At late
+            steps of an episode the image often decides what is done next: take steps from all of it.
         paraphrases: instruction -> other words for it, one or several; what is not in it is reworded by
             `paraphrase_of`. One is drawn for each observation.
         samples: chunks for each instruction of each observation.
@@ -139,7 +154,10 @@ def language_sensitivity(
     Raises:
         ValueError: fewer than two observations or samples, an observation without instruction, a chunk that is not
             finite.
+        TypeError: the policy is neither of the two.
     """
+    if not isinstance(policy, ChunkSampler):
+        policy, observations = _deployed(policy, observations)
     if len(observations) < 2 or samples < 2:
         raise ValueError(f"got {len(observations)} observations and {samples} samples, both must be at least 2")
     random = np.random.default_rng(seed)
@@ -168,6 +186,22 @@ def language_sensitivity(
         observations=len(observations),
         samples=samples,
     )
+
+
+def _deployed(
+    policy: ModelHolder, observations: Sequence[Mapping[str, Any]]
+) -> tuple[ModelSampler, Sequence[Mapping[str, Any]]]:
+    """The sampler of a policy, with its denoising steps, and `observations` of the embodiment that it drives."""
+    if not isinstance(policy, ModelHolder):
+        raise TypeError(
+            f"a {type(policy).__name__} is no policy whose chunks could be sampled: pass ModelSampler(model, "
+            "processor), or what has a .model and its .processor"
+        )
+    steps = getattr(policy, "num_inference_steps", None)
+    sampler = ModelSampler(policy.model, policy.processor, num_inference_steps=steps)
+    if (body := getattr(policy, "embodiment", None)) is not None:
+        observations = [{"embodiment": body.name, **observation} for observation in observations]
+    return sampler, observations
 
 
 def _changed(
@@ -225,4 +259,4 @@ def _instruction(observation: Mapping[str, Any], index: int) -> str:
     return str(instruction)
 
 
-__all__ = ["ChunkSampler", "LanguageSensitivity", "Movement", "language_sensitivity"]
+__all__ = ["ChunkSampler", "LanguageSensitivity", "ModelHolder", "Movement", "language_sensitivity"]
