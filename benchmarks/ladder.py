@@ -9,12 +9,12 @@ Every arm ends as a policy of one host, trained on the same demonstrations for t
     motion              from an action prior (rungs 1, 3: paper A's ladder in this host)
     sight               from a vision-action prior that began at random (rungs 2, 3: paper B's)
     motion, sight       from a vision-action prior that began as the action prior (rungs 1, 2, 3)
-    one stage, longer   from random weights, with rung 2's steps added to rung 3's: the control of equal compute
+    one stage, longer   from random weights, with rung 2's steps added to rung 3's
+    motion, longer      from an action prior, likewise: these two are the controls of equal compute
 
-All but the last two rungs share their data: rung 2 sees rung 3's own demonstrations, and nobody sees others. The motion
-of the action prior comes from tasks that are not evaluated. `--quickstart` takes data and action prior from a finished
-quickstart; otherwise they are made as there. Success is told with Wilson's 95 % interval, and how far each policy
-listens as a multiple of chance.
+Rung 2 sees rung 3's own demonstrations, and nobody sees others. The motion of the action prior comes from those and
+from tasks that are not evaluated. `--quickstart` takes data and action prior from a finished quickstart; otherwise they
+are made as there. Success is told with Wilson's 95 % interval, and how far each policy listens as a multiple of chance.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from priorvla.hub_cards.intervals import wilson_interval
 from priorvla.hub_cards.versions import installed_versions
 
 TASKS = ("drawer-open", "drawer-close", "button-press-topdown", "door-open", "window-open", "faucet-open")
-ARMS = ("one stage", "motion", "sight", "motion, sight", "one stage, longer")
+ARMS = ("one stage", "motion", "sight", "motion, sight", "one stage, longer", "motion, longer")
 MOTION_EPISODES, DEMONSTRATIONS = 8, 5  # of every task, as in the quickstart
 LISTENING = 18  # observations, three of every task
 
@@ -86,13 +86,13 @@ class Ladder:
     def train(self, arm: str) -> Path:
         """The arm's policy."""
         prior, steps = None, self.options.max_steps
-        if arm == "motion":
+        if arm in ("motion", "motion, longer"):
             prior = self.prior
         elif arm == "sight":
             prior = self.see("sight-prior", None)
         elif arm == "motion, sight":
             prior = self.see("motion-sight-prior", self.prior)
-        elif arm == "one stage, longer":
+        if arm.endswith("longer"):
             steps += self.options.sight_steps
         folder = self.folder / arm.replace(", ", "-").replace(" ", "-")
         if not done(folder):
