@@ -10,7 +10,7 @@ features run twice, because the first run fills the cache; its peak is in the re
 
 Rung 3 comes from rung 2, reads the instruction and has twice the layers; its arm with cached features tells what is due
 to that. Backbones: the packaged dual encoder (real weights, 112 px), and a SmolVLM of the shape of SmolVLM-256M with
-random weights, images of 256 px; frames are made up.
+random weights, images of 256 px; frames are made up. The SmolVLM takes most of the ten minutes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from chunk_latency import save_smolvlm
-from rung2_speed import BACKBONE, StepClock, vision_action_prior, write_demonstrations
+from rung2_speed import BACKBONE, vision_action_prior, write_demonstrations
 from torch.utils.data import Dataset
 from transformers import PrinterCallback
 
@@ -102,8 +102,7 @@ def train(arm: Arm, data: Path, folder: Path, scratch: Path, options: argparse.N
         use_cpu=True,
         disable_tqdm=True,
     )
-    clock = StepClock()
-    trainer = trainer_class(model, arguments, train_dataset=dataset, callbacks=[clock])
+    trainer = trainer_class(model, arguments, train_dataset=dataset)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
@@ -111,7 +110,6 @@ def train(arm: Arm, data: Path, folder: Path, scratch: Path, options: argparse.N
         "peak_mb": round(resident_mb(PEAK) - imported),
         "imports_mb": round(imported),
         "trained_parameters": sum(trained),
-        "seconds_a_step": round(clock.seconds[-1], 2),
     }
 
 
