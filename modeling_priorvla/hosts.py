@@ -231,12 +231,13 @@ class AttendingLayer(SeeingLayer):
         self, normed: Tensor, seen: KeyValue, prefix: LayerPrefix, mask: Tensor | None, rotary: Rotary
     ) -> Tensor:
         assert prefix.memory_mask is not None
-        alone = super().attend(normed, seen, prefix, mask, rotary)
+        query = self.self_attn.queries(normed, rotary)
+        alone = self.self_attn.attend(query, seen, mask)
         memory_mask = prefix.memory_mask
         if mask is None:
             mask = memory_mask.new_ones(len(memory_mask), 1, 1, seen[0].shape[2])
         together = torch.cat([memory_mask, mask], dim=-1)
-        return self.memory_gate.blend(alone, self.self_attn(normed, joined(prefix.memory, seen), together, rotary))
+        return self.memory_gate.blend(alone, self.self_attn.attend(query, joined(prefix.memory, seen), together))
 
     @torch.no_grad()
     def start_blind(self) -> None:

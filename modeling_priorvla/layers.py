@@ -85,9 +85,15 @@ class Attention(nn.Module):
         self, x: Tensor, keys_values: KeyValue, mask: Tensor | None = None, rotary: Rotary | None = None
     ) -> Tensor:
         """Attends from `x` (B, T, d) to keys and values; `mask` bool, broadcastable to (B, 1, T, T_kv), true = seen."""
+        return self.attend(self.queries(x, rotary), keys_values, mask)
+
+    def queries(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:
+        """Queries (B, heads, T, head_dim) of `x` (B, T, d)."""
         query = self._heads(self.q_proj(x))
-        if rotary is not None:
-            query = rotate(query, rotary)
+        return query if rotary is None else rotate(query, rotary)
+
+    def attend(self, query: Tensor, keys_values: KeyValue, mask: Tensor | None = None) -> Tensor:
+        """(B, T, d) of `queries`; see `forward`."""
         attend = eager_attention
         if self.config._attn_implementation not in (None, "eager"):
             attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
