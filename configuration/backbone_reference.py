@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-BACKBONE_KEYS = ("source", "name", "revision", "sha256", "dtype")
+BACKBONE_KEYS = ("source", "name", "revision", "sha256", "dtype", "image_size", "tokens_per_image", "prompt")
 BACKBONE_SOURCES = ("hub", "package")
 
 _PATH = re.compile(r"[/.~]|[A-Za-z]:|.*\\")

@@ -70,10 +70,12 @@ class PriorVLAConfig(MotionConfig):
         fusion_transformer (`FusionConfig`): the tail over the backbone's features that makes z'.
         tail (`str`, defaults to "transformer"): what computes z': the fusion transformer, or the `backbone` itself,
             which continues its sequence with the query token (paper A; generative backbones only).
-        backbone (`dict | None`): `{source: hub | package, name, revision, sha256, dtype}`; a reference and never a
-            path: a frozen backbone is attached after loading and not saved.
-        backbone_layers (`int`, defaults to 12), vision_hidden_size, text_hidden_size (`int`, default 384): the
-            backbone's, see `describe_backbone`.
+        backbone (`dict | None`): `{source: hub | package, name, revision, sha256, dtype, image_size, tokens_per_image,
+            prompt}`, see `describe_backbone`; a reference and never a path: a frozen backbone is attached after loading
+            and not saved.
+        backbone_layers (`int`, defaults to 12): layers of the backbone that are used, its first ones; what lies above
+            the last tap is neither kept nor computed in a generative backbone.
+        vision_hidden_size, text_hidden_size (`int`, default 384): the backbone's, see `describe_backbone`.
         backbone_training (`str`, defaults to "frozen"): `frozen`, `lora` (adapters, saved in the checkpoint) or `full`
             (all of its weights, saved in the checkpoint).
         lora (`dict | None`): `{r, lora_alpha, lora_dropout, target_modules}` of peft's LoraConfig, over our defaults.

@@ -50,7 +50,8 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
     def attach_backbone(self, backbone: BackboneSource | None = None) -> Self:
         """Loads and holds the backbone of `config.backbone`, or that of a folder or module given instead.
 
-        A module that others may hold too is copied before it is trained, or when it is trained elsewhere.
+        A module that others may hold too is copied before it is trained, or when it is trained elsewhere; one that is
+        loaded here loses the layers above the last tap, where that can be done.
         It is frozen, or trained as `config.backbone_training` says; then what the checkpoint that the model was loaded
         from has of it is read. Raises ValueError when its weights are not those that `config.backbone["sha256"]` names,
         its shape is not the one that the model was built for, or the checkpoint lacks something of it.
@@ -61,14 +62,17 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
         ):
             backbone = copy.deepcopy(backbone)
         loaded = load_backbone(config.backbone, backbone)
-        found = (loaded.num_layers, loaded.vision_hidden_size, loaded.text_hidden_size)
-        expected = (config.backbone_layers, config.vision_hidden_size, config.text_hidden_size)
-        if found != expected:
+        found = (loaded.vision_hidden_size, loaded.text_hidden_size)
+        expected = (config.vision_hidden_size, config.text_hidden_size)
+        if found != expected or loaded.num_layers < config.backbone_layers:
             raise ValueError(
-                f"the backbone has {found[0]} layers and features {found[1]} and {found[2]} wide (vision, text), the "
-                f"model was built for {expected[0]}, {expected[1]} and {expected[2]}: set backbone_layers, "
-                "vision_hidden_size and text_hidden_size, or attach the backbone it was trained with"
+                f"the backbone has {loaded.num_layers} layers and features {found[0]} and {found[1]} wide (vision, "
+                f"text), the model was built for {config.backbone_layers}, {expected[0]} and {expected[1]}: set "
+                "backbone_layers, vision_hidden_size and text_hidden_size, or attach the backbone it was trained with"
             )
+        if not isinstance(backbone, nn.Module):
+            loaded.truncate(config.taps[-1])  # a module may serve others, with taps of their own
+        loaded.require_taps(config.taps)
         if config.tail == "backbone" and loaded.tail_hidden_size != config.text_hidden_size:
             raise ValueError(
                 "tail='backbone' wants a backbone that goes on with further tokens (a generative one): use "

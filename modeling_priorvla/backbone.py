@@ -16,23 +16,44 @@ from .backbone_files import (
     backbone_folder,
     backbone_model_type,
     download_backbone,
-    processed_image_size,
     read_backbone_config,
     weights_sha256,
 )
 from .dual_encoder import DualEncoderBackbone
-from .generative_backbone import Idefics3Backbone
+from .idefics3_backbone import Idefics3Backbone
+from .image_processors import made_image_size
+from .internvl_backbone import InternVLBackbone
+from .llava_backbone import LlavaBackbone
 from .packaged_backbones import packaged_backbone_folder
+from .paligemma_backbone import Gemma3Backbone, PaliGemmaBackbone
+from .qwen_vl_backbone import QwenVLBackbone
 
-ADAPTERS: tuple[type[Backbone], ...] = (DualEncoderBackbone, Idefics3Backbone)
+ADAPTERS: tuple[type[Backbone], ...] = (
+    DualEncoderBackbone,
+    Idefics3Backbone,
+    PaliGemmaBackbone,
+    Gemma3Backbone,
+    QwenVLBackbone,
+    InternVLBackbone,
+    LlavaBackbone,
+)
 
 logger = logging.get_logger(__name__)
 
-# Kinds whose image features are made with the prompt at hand, and where it comes in.
-READS_PROMPT_FIRST = {
-    "instructblip": "its Q-Former reads the prompt while it looks",
-    "instructblipvideo": "its Q-Former reads the prompt while it looks",
-    "vilt": "image patches and words go through one encoder together",
+PROMPT_FIRST = "cannot encode images without a text: {}, so that a vision-action prior would depend on the instruction"
+RUNNING_STATE = (
+    "keeps in most layers of its language model one running state instead of keys: an absent camera or padding moves "
+    "that state on, and cannot be masked out of it afterwards"
+)
+# Kinds that there will be no adapter for, and why.
+REFUSED = {
+    "instructblip": PROMPT_FIRST.format("its Q-Former reads the prompt while it looks"),
+    "instructblipvideo": PROMPT_FIRST.format("its Q-Former reads the prompt while it looks"),
+    "vilt": PROMPT_FIRST.format("image patches and words go through one encoder together"),
+    "qwen3_5": RUNNING_STATE,
+    "qwen3_5_moe": RUNNING_STATE,
+    "lfm2_vl": "reads in its convolution layers the positions right before a token whatever the mask says: behind an "
+    "absent camera or padding those are zeros instead of tokens",
 }
 
 
@@ -42,8 +63,8 @@ def load_backbone(
     """The backbone that a checkpoint's `config.backbone` refers to, checked to be the one it was trained with.
 
     Args:
-        reference: `source` (`hub` or `package`), `name`, and optionally `revision`, `sha256`, `dtype`; see
-            `describe_backbone`. None only together with `override`.
+        reference: `source` (`hub` or `package`), `name`, and optionally the other keys of `describe_backbone`. None
+            only together with `override`.
         override: a folder, a Hub repository or a module to take it from instead. The check stays, except for a module
             that was built in memory and so has no file to compare.
 
@@ -64,30 +85,48 @@ def load_backbone(
         revision = reference.get("revision") if reference and override is None else None
         folder = backbone_folder(override if override is not None else _resolve(reference or {}), revision)
         adapter = adapter_of(backbone_model_type(folder), str(folder))
-        backbone = adapter.from_pretrained(folder, dtype=reference.get("dtype") if reference else None)
+        backbone = adapter.from_folder(folder, **_settings(reference or {}))
     if reference is not None:
         _require_same_weights(reference, backbone.sha256, override)
     return backbone
 
 
 def describe_backbone(
-    path: str | os.PathLike[str], *, source: str, name: str, revision: str | None = None, dtype: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    source: str,
+    name: str,
+    revision: str | None = None,
+    dtype: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    tokens_per_image: int | None = None,
+    prompt: str | None = None,
 ) -> dict[str, Any]:
     """The reference (JSON) under which the backbone in folder `path` goes into `config.backbone`.
 
-    Besides what `load_backbone` reads it tells the sizes a model must be built for, those of `BackboneShape`. Raises
-    ValueError when `name` is a path, `source` unknown, or the kind of backbone refused.
+    Args:
+        image_size: (height, width) in pixels; None: that of the image processor in the folder, else the config's.
+        tokens_per_image: at most so many, see `pooled_grid`; None: as many as the backbone makes.
+        prompt: `chat` or `raw`, of generative backbones; see `GenerativeBackbone.prompt_format`.
+
+    Returns:
+        The reference with what these came to, and the sizes a model must be built for, those of `BackboneShape`.
+
+    Raises:
+        ValueError: `name` is a path, `source` unknown, the kind of backbone refused, or a setting not one of its own.
     """
     require_backbone_reference({"source": source, "name": name})
     folder = Path(path)
     adapter = adapter_of(backbone_model_type(folder), str(folder))
-    shape = adapter.shape_of(read_backbone_config(folder), processed_image_size(folder))
+    config = read_backbone_config(folder)
+    shape = adapter.shape_of(config, image_size or made_image_size(str(folder)), tokens_per_image)
     return {
         "source": source,
         "name": name,
         "revision": revision,
         "sha256": weights_sha256(folder),
         "dtype": dtype,
+        "prompt": adapter.prompt_of(folder, prompt),
         **asdict(shape),
         "image_size": list(shape.image_size),
     }
@@ -98,10 +137,10 @@ def adapter_of(model_type: str, place: str) -> type[Backbone]:
 
     Raises ValueError with the reason when that kind cannot see without reading, with the known ones when it is unknown.
     """
-    if reason := READS_PROMPT_FIRST.get(model_type):
+    if reason := REFUSED.get(model_type):
         raise ValueError(
-            f"{place}: a backbone of model_type {model_type!r} cannot encode images without a text: {reason}, so that "
-            "a vision-action prior would depend on the instruction. Use one that sees first and reads then"
+            f"{place}: a backbone of model_type {model_type!r} {reason}. Use one that sees first, reads then and keeps "
+            "the keys of every token"
         )
     for adapter in ADAPTERS:
         if model_type in adapter.model_types:
@@ -111,6 +150,17 @@ def adapter_of(model_type: str, place: str) -> type[Backbone]:
         f"{place}: model_type {model_type!r} is unknown, there are adapters for: {known}. A vision and a text encoder "
         "are joined with VisionTextDualEncoderModel.from_vision_text_pretrained(...); save that"
     )
+
+
+def _settings(reference: dict[str, Any]) -> dict[str, Any]:
+    """What of a reference an adapter is made with."""
+    size = reference.get("image_size")
+    return {
+        "dtype": reference.get("dtype"),
+        "image_size": None if size is None else (int(size[0]), int(size[1])),
+        "tokens_per_image": reference.get("tokens_per_image"),
+        "prompt": reference.get("prompt"),
+    }
 
 
 def _adapt(model: nn.Module) -> Backbone:

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from .backbone_files import backbone_folder, backbone_model_type, processed_image_size, weights_sha256
+from .backbone_files import backbone_folder, backbone_model_type, weights_sha256
+from .image_processors import made_image_size
+from .prompt_format import PromptFormat
 
 # Of a config: where the weights lie, what wrote them, and the dtype, which a backbone may be loaded in another than.
 SAYS_NOTHING_OF_FEATURES = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
@@ -77,7 +79,8 @@ class LanguageFeatures:
 class BackboneShape:
     """The sizes a model is built for; each is an attribute of the backbone too.
 
-    Taps are numbered by `num_layers`. image_size (height, width) in pixels; `tokens_per_image` is P for such an image.
+    Taps are numbered by `num_layers`. image_size (height, width) in pixels; `tokens_per_image` is P for such an image,
+    averaged over cells where a budget asks for fewer than the backbone makes.
     tail_hidden_size: width of the tokens that `encode_tail` takes, None when the backbone takes none.
     language_reads_vision: whether the features of words depend on the images that they are said about.
     """
@@ -101,9 +104,11 @@ class Backbone(nn.Module):
         model: what does the work.
         image_size: (height, width) in pixels of the images it will be given; the config's by default.
         sha256: of the weight files it was loaded from, None when it was built in memory.
+        tokens_per_image: at most so many image tokens are given out, see `pooled_grid`; None: all of them.
     """
 
     model_types: ClassVar[tuple[str, ...]]  # of transformers' configs, that the adapter serves
+    auto_class: ClassVar[Any] = AutoModel  # what loads one of them whole
     heads: ClassVar[frozenset[str]] = frozenset()  # modules and parameters of `model` that no feature comes through
 
     vision_hidden_size: int
@@ -114,12 +119,20 @@ class Backbone(nn.Module):
     tail_hidden_size: int | None
     language_reads_vision: bool
 
-    def __init__(self, model: Any, image_size: tuple[int, int] | None = None, sha256: str | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        image_size: tuple[int, int] | None = None,
+        sha256: str | None = None,
+        tokens_per_image: int | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.sha256 = sha256
-        for name, value in vars(self.shape_of(model.config, image_size)).items():
+        self.token_budget = tokens_per_image
+        for name, value in vars(self.shape_of(model.config, image_size, tokens_per_image)).items():
             setattr(self, name, value)
+        self.last_layer = self.num_layers  # that can be tapped; see `truncate`
         self.requires_grad_(False)
         self.eval()
 
@@ -143,18 +156,52 @@ class Backbone(nn.Module):
                 f"{folder}: model_type {model_type!r} is not one that {cls.__name__} takes "
                 f"({', '.join(cls.model_types)}): use load_backbone, which finds the adapter"
             )
-        return cls.from_folder(folder, "auto" if dtype is None else dtype)
+        return cls.from_folder(folder, dtype)
 
     @classmethod
-    def from_folder(cls, folder: Path, dtype: torch.dtype | str) -> Self:
-        """The adapter around the weights in `folder`, which is of its kind."""
-        model = AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
-        return cls(model, processed_image_size(folder), weights_sha256(folder))
+    def from_folder(
+        cls,
+        folder: Path,
+        dtype: torch.dtype | str | None = None,
+        image_size: tuple[int, int] | None = None,
+        tokens_per_image: int | None = None,
+        prompt: str | None = None,
+    ) -> Self:
+        """The adapter around the weights in `folder`, which is of its kind.
+
+        `image_size` None is that of the image processor there; `prompt` (`chat`, `raw`): see `prompt_format`.
+        """
+        cls.prompt_format(folder, prompt)  # refused before weights are read
+        options = {"use_safetensors": True, "local_files_only": True}
+        model = cls.auto_class.from_pretrained(folder, dtype=dtype or "auto", **options)
+        return cls(model, image_size or made_image_size(str(folder)), weights_sha256(folder), tokens_per_image)
 
     @classmethod
-    def shape_of(cls, config: Any, image_size: tuple[int, int] | None = None) -> BackboneShape:
+    def shape_of(
+        cls, config: Any, image_size: tuple[int, int] | None = None, tokens_per_image: int | None = None
+    ) -> BackboneShape:
         """What the model of a config will give. Raises ValueError when the adapter cannot serve it."""
         raise NotImplementedError
+
+    @classmethod
+    def grid_of(cls, config: Any, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the tokens of an image, before they are pooled. ValueError for a size it cannot be."""
+        raise NotImplementedError
+
+    @classmethod
+    def prompt_of(cls, folder: Path, prompt: str | None) -> str | None:
+        """The name of the prompt format that `prompt` comes to in `folder`; errors as `prompt_format`."""
+        cls.prompt_format(folder, prompt)
+        return None
+
+    @classmethod
+    def prompt_format(cls, folder: Path, prompt: str | None) -> PromptFormat | None:
+        """What stands around images and words, None where nothing does. Raises ValueError on an unknown `prompt`."""
+        if prompt is not None:
+            raise ValueError(
+                f"prompt={prompt!r} is of generative backbones, a {cls.__name__} reads plain words: leave it out"
+            )
+        return None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -201,20 +248,58 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
-    def encode_tail(self, language: LanguageFeatures, embeddings: Tensor) -> Tensor:
-        """Last hidden states (B, K, d) of K further tokens, given as `embeddings` (B, K, d), that see all before them.
+    def encode_tail(self, language: LanguageFeatures, embeddings: Tensor, tap: int | None = None) -> Tensor:
+        """Hidden states (B, K, d) at layer `tap`, by default the last, of K further tokens that see all before them.
 
-        Gradients reach `embeddings` through frozen weights too. Nothing of `language` is changed.
+        They are given as `embeddings` (B, K, d), which gradients reach through frozen weights too. `language` stays as
+        it is.
         """
         raise ValueError(f"{type(self).__name__} takes no further tokens: use tail='transformer'")
 
+    def truncate(self, last: int) -> None:
+        """Drops what only layers above `last` need, where that can be done: time and memory. Lower taps stay."""
+
+    def pooled(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Image tokens (..., rows x columns, d) averaged over cells, so that they are within the budget."""
+        size = pooled_grid(grid, self.token_budget)
+        if size == grid:
+            return tokens
+        cells = tokens.unflatten(-2, grid).movedim(-1, -3)  # (..., d, rows, columns)
+        averaged = nn.functional.adaptive_avg_pool2d(cells.flatten(0, -4), size)
+        return averaged.unflatten(0, cells.shape[:-3]).flatten(-2).transpose(-1, -2)
+
     def require_taps(self, taps: tuple[int, ...] | None) -> tuple[int, ...]:
-        """`taps`, by default the last layer. Raises ValueError unless they ascend from 0 to `num_layers`."""
+        """`taps`, by default the last layer. Raises ValueError unless they ascend from 0 to `last_layer`."""
         if taps is None:
-            return (self.num_layers,)
-        if not taps or list(taps) != sorted(set(taps)) or taps[0] < 0 or taps[-1] > self.num_layers:
-            raise ValueError(f"taps are {tuple(taps)}, they must ascend and lie within 0 to {self.num_layers}")
+            return (self.last_layer,)
+        if not taps or list(taps) != sorted(set(taps)) or taps[0] < 0 or taps[-1] > self.last_layer:
+            dropped = "" if self.last_layer == self.num_layers else f" (the others of {self.num_layers} were dropped)"
+            raise ValueError(f"taps are {tuple(taps)}, they must ascend and lie within 0 to {self.last_layer}{dropped}")
         return tuple(taps)
+
+
+def interpolation(vision_config: Any, images: Tensor) -> dict[str, bool]:
+    """What a vision encoder must be told to see `images` (N, 3, h, w) of another size than it was trained with."""
+    size = vision_config.image_size
+    trained = (size, size) if isinstance(size, int) else tuple(size)
+    # DINOv2 interpolates its position embedding unasked; the other ViTs of transformers want to be told.
+    unasked = vision_config.model_type.startswith("dinov2")
+    return {} if unasked or tuple(images.shape[-2:]) == trained else {"interpolate_pos_encoding": True}
+
+
+def pooled_grid(grid: tuple[int, int], budget: int | None) -> tuple[int, int]:
+    """Rows and columns of cells of k x k tokens, k the smallest with which they are at most `budget` (our choice).
+
+    Raises ValueError when `budget` is not positive.
+    """
+    if budget is None:
+        return grid
+    if budget < 1:
+        raise ValueError(f"tokens_per_image={budget} must be at least 1")
+    side = 1
+    while (cells := (-(-grid[0] // side), -(-grid[1] // side)))[0] * cells[1] > budget:
+        side += 1
+    return cells
 
 
 def present_cameras(pixel_values: Tensor, pixel_attention_mask: Tensor | None) -> Tensor:
@@ -251,4 +336,12 @@ def _tap_index(taps: tuple[int, ...], layer: int, kind: str) -> int:
     return taps.index(layer)
 
 
-__all__ = ["Backbone", "BackboneShape", "LanguageFeatures", "VisionFeatures", "present_cameras"]
+__all__ = [
+    "Backbone",
+    "BackboneShape",
+    "LanguageFeatures",
+    "VisionFeatures",
+    "interpolation",
+    "pooled_grid",
+    "present_cameras",
+]

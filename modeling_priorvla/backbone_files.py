@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig
 
-BACKBONE_FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+BACKBONE_FILES = ["*.json", "*.txt", "*.jinja", "*.model", "model*.safetensors"]
 
 
 def backbone_folder(
@@ -49,20 +49,6 @@ def read_backbone_config(folder: Path) -> Any:
     return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def processed_image_size(folder: Path) -> tuple[int, int] | None:
-    """(height, width) that the image processor saved in `folder` makes of every image; None when it does not say."""
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
-        return None
-    processing = json.loads(file.read_text(encoding="utf-8"))
-    if longest := (processing.get("max_image_size") or {}).get("longest_edge"):
-        return int(longest), int(longest)  # of the Idefics3 family: squares, since we never split an image
-    size = processing.get("crop_size" if processing.get("do_center_crop") else "size")
-    if isinstance(size, dict) and {"height", "width"} <= size.keys():
-        return int(size["height"]), int(size["width"])
-    return None
-
-
 def weights_sha256(folder: str | os.PathLike[str]) -> str:
     """SHA-256 (hex) over the bytes of `model*.safetensors` in `folder`, shards in the order of their names.
 
@@ -83,7 +69,6 @@ __all__ = [
     "backbone_folder",
     "backbone_model_type",
     "download_backbone",
-    "processed_image_size",
     "read_backbone_config",
     "weights_sha256",
 ]

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .backbone_features import Backbone, BackboneShape, LanguageFeatures, VisionFeatures, present_cameras
+from .backbone_features import (
+    Backbone,
+    BackboneShape,
+    LanguageFeatures,
+    VisionFeatures,
+    interpolation,
+    pooled_grid,
+    present_cameras,
+)
 
 
 class DualEncoderBackbone(Backbone):
@@ -21,7 +30,9 @@ class DualEncoderBackbone(Backbone):
     heads = frozenset({"visual_projection", "text_projection", "logit_scale", "pooler", "head", "mask_token"})
 
     @classmethod
-    def shape_of(cls, config: Any, image_size: tuple[int, int] | None = None) -> BackboneShape:
+    def shape_of(
+        cls, config: Any, image_size: tuple[int, int] | None = None, tokens_per_image: int | None = None
+    ) -> BackboneShape:
         vision = config.vision_config
         image_size = image_size or _pair(vision.image_size)
         return BackboneShape(
@@ -29,10 +40,19 @@ class DualEncoderBackbone(Backbone):
             text_hidden_size=config.text_config.hidden_size,
             num_layers=vision.num_hidden_layers,
             image_size=image_size,
-            tokens_per_image=_patch_count(vision, image_size),
+            tokens_per_image=prod(pooled_grid(cls.grid_of(config, image_size), tokens_per_image)),
             tail_hidden_size=None,
             language_reads_vision=False,
         )
+
+    @classmethod
+    def grid_of(cls, config: Any, image_size: tuple[int, int]) -> tuple[int, int]:
+        height, width = _pair(config.vision_config.patch_size)
+        if image_size[0] < height or image_size[1] < width:
+            raise ValueError(
+                f"images of {image_size} pixels are smaller than a patch of {(height, width)}: enlarge them"
+            )
+        return image_size[0] // height, image_size[1] // width
 
     def encode_vision(
         self, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None, taps: tuple[int, ...] | None = None
@@ -41,12 +61,13 @@ class DualEncoderBackbone(Backbone):
         taps = self.require_taps(taps)
         present = present_cameras(pixel_values, pixel_attention_mask)
         batch, cameras = present.shape
-        patches = _patch_count(self.model.config.vision_config, (pixel_values.shape[-2], pixel_values.shape[-1]))
+        grid = self.grid_of(self.model.config, (pixel_values.shape[-2], pixel_values.shape[-1]))
+        patches = prod(pooled_grid(grid, self.token_budget))
         hidden_states = torch.zeros(
             *(batch, cameras, len(taps), patches, self.vision_hidden_size), dtype=self.dtype, device=pixel_values.device
         )
         if present.any():
-            tokens = self._patch_tokens(pixel_values[present], patches, taps)  # (present cameras, T, P, d_v)
+            tokens = self.pooled(self._patch_tokens(pixel_values[present], prod(grid), taps), grid)
             hidden_states = hidden_states.to(tokens.dtype).masked_scatter(present[:, :, None, None, None], tokens)
         mask = present[:, :, None].expand(batch, cameras, patches)
         return VisionFeatures(hidden_states.transpose(1, 2).flatten(2, 3), mask.flatten(1, 2), cameras, taps)
@@ -74,12 +95,10 @@ class DualEncoderBackbone(Backbone):
     def _patch_tokens(self, images: Tensor, patches: int, taps: tuple[int, ...]) -> Tensor:
         """(N, 3, h, w) -> (N, T, P, d_v): the last P tokens, behind class and register tokens."""
         vision_config = self.model.config.vision_config
-        other_size = tuple(images.shape[-2:]) != _pair(vision_config.image_size)
-        # DINOv2 interpolates its position embedding unasked; the other ViTs of transformers want to be told.
-        unasked = vision_config.model_type.startswith("dinov2")
-        options = {"interpolate_pos_encoding": True} if other_size and not unasked else {}
         output = self.model.vision_model(
-            pixel_values=images.to(self.dtype), output_hidden_states=taps != (self.num_layers,), **options
+            pixel_values=images.to(self.dtype),
+            output_hidden_states=taps != (self.num_layers,),
+            **interpolation(vision_config, images),
         )
         last = output.last_hidden_state
         if last.ndim != 3 or last.shape[1] < patches:
@@ -89,11 +108,6 @@ class DualEncoderBackbone(Backbone):
             )
         tapped = [last if layer == self.num_layers else output.hidden_states[layer] for layer in taps]
         return torch.stack(tapped, dim=1)[:, :, last.shape[1] - patches :]
-
-
-def _patch_count(vision_config: Any, image_size: tuple[int, int]) -> int:
-    height, width = _pair(vision_config.patch_size)
-    return (image_size[0] // height) * (image_size[1] // width)
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -99,7 +99,7 @@ class QueryTail(nn.Module):
 
     def __init__(self, config: PriorVLAConfig) -> None:
         super().__init__()
-        expert, size = config.expert, config.text_hidden_size
+        expert, size, self.tap = config.expert, config.text_hidden_size, config.backbone_layers
         bodies = len(expert.embodiments)
         self.soft_tokens = SoftTokens(bodies, max(1, config.fusion_transformer.num_soft_tokens), size)
         self.state_proj = EmbodimentLinear(expert.state_dims, [size] * bodies)
@@ -128,7 +128,7 @@ class QueryTail(nn.Module):
                 past = torch.where(has_history[:, None], past, self.no_history)
             tokens.append(past[:, None])
         tokens.append(self.query.expand(len(state), 1, -1))
-        hidden = backbone.encode_tail(language, torch.cat(tokens, dim=1))
+        hidden = backbone.encode_tail(language, torch.cat(tokens, dim=1), self.tap)
         return unit_norm(self.query_out_proj(self.final_norm(hidden[:, -1].to(dtype))))
 
 

@@ -145,7 +145,8 @@ class PriorVLAModel(BackbonePreTrainedModel):
 
         Returns:
             The model, in the prior's dtype and on its device, its `TransferReport` in `.transfer_report`. A backbone
-            that is attached to the prior and stays frozen is shared; otherwise call `attach_backbone()`.
+            that is attached to the prior, stays frozen and has every layer that is tapped is shared; otherwise call
+            `attach_backbone()`.
 
         Raises:
             ValueError: the model is no vision-action prior, or a field is given that is the prior's.
@@ -172,8 +173,9 @@ class PriorVLAModel(BackbonePreTrainedModel):
         for index, layer in enumerate(model.expert.layers):
             if index not in places:
                 cast(SeeingLayer, layer).start_absent()
-        if seeing.backbone is not None and model.config.backbone_training == "frozen":
-            model.attach_backbone(seeing.backbone)
+        shared = seeing.backbone if model.config.backbone_training == "frozen" else None
+        if shared is not None and shared.last_layer >= model.config.taps[-1]:
+            model.attach_backbone(shared)
         return model
 
     # --- what it sees and hears ---------------------------------------------------------------------------------------

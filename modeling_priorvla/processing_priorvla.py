@@ -9,14 +9,14 @@ from typing import Any, Self, cast
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
-from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import cached_file, logging
 
 from ..configuration.embodiment import EMBODIMENTS_FILE, Embodiment, load_embodiments, save_embodiments
+from .backbone import adapter_of
+from .backbone_files import backbone_model_type, read_backbone_config
 from .example_batching import (
     camera_frame,
     common_length,
@@ -26,10 +26,14 @@ from .example_batching import (
     split_masks,
     step_mask,
 )
+from .image_processors import load_image_processor, made_image_size
+from .prompt_format import WORDS
 
 logger = logging.get_logger(__name__)
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+SETTINGS = ("chunk_size", "max_text_length", "text_template")
 
 CameraImages = Mapping[str, Any]  # camera name -> uint8 array (height, width, 3) or PIL image
 
@@ -47,9 +51,11 @@ class PriorVLAProcessor(ProcessorMixin):
         chunk_size: H, steps in an action chunk.
         max_text_length: L, tokens of an instruction; all are padded to it (static shapes compile and cache), longer
             ones are cut with a warning (our choice).
+        text_template: what stands around an instruction, `{}`, with every token that the model expects there. None: the
+            words alone, with the special tokens that the tokenizer adds.
 
     Raises:
-        ValueError: when two embodiments share a name, or a length is not positive.
+        ValueError: when two embodiments share a name, a length is not positive, or the template has no place for words.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class PriorVLAProcessor(ProcessorMixin):
         embodiments: Sequence[Embodiment | dict[str, Any]] = (),
         chunk_size: int = 16,
         max_text_length: int = 32,
+        text_template: str | None = None,
     ) -> None:
         # ProcessorMixin.__init__ refuses absent parts, and all that it does is to set and check these attributes.
         self.chat_template = None
@@ -69,7 +76,9 @@ class PriorVLAProcessor(ProcessorMixin):
         for name, value in (("chunk_size", chunk_size), ("max_text_length", max_text_length)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.chunk_size, self.max_text_length = chunk_size, max_text_length
+        if text_template is not None and text_template.count(WORDS) != 1:
+            raise ValueError(f"text_template={text_template!r} must have {WORDS} once, where the instruction stands")
+        self.chunk_size, self.max_text_length, self.text_template = chunk_size, max_text_length, text_template
         self._embodiments = [e if isinstance(e, Embodiment) else Embodiment.from_dict(e) for e in embodiments]
         names = [embodiment.name for embodiment in self._embodiments]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -83,14 +92,25 @@ class PriorVLAProcessor(ProcessorMixin):
         *,
         chunk_size: int = 16,
         max_text_length: int = 32,
+        image_size: tuple[int, int] | None = None,
+        prompt: str | None = None,
     ) -> Self:
-        """A processor with the tokenizer and the image processor that lie in a backbone's `folder`."""
+        """A processor with the tokenizer and the image processor that lie in a backbone's `folder`.
+
+        image_size: (height, width) in pixels; None: that of the image processor there, else the backbone's.
+        prompt: what stands around an instruction, `chat` or `raw`, as of `describe_backbone`.
+        """
+        adapter = adapter_of(backbone_model_type(Path(folder)), str(folder))
+        around = adapter.prompt_format(Path(folder), prompt)
+        if image_size is None and made_image_size(str(folder)) is None:
+            image_size = adapter.shape_of(read_backbone_config(Path(folder))).image_size
         return cls(
-            load_image_processor(str(folder)),
+            load_image_processor(str(folder), image_size),
             AutoTokenizer.from_pretrained(folder),
             embodiments,
             chunk_size,
             max_text_length,
+            None if around is None else around.text_template,
         )
 
     @property
@@ -245,16 +265,14 @@ class PriorVLAProcessor(ProcessorMixin):
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         place = str(pretrained_model_name_or_path)
         settings, _ = cls.get_processor_dict(place, **hub)
-        overrides: dict[str, Any] = {
-            name: kwargs[name] for name in ("embodiments", "chunk_size", "max_text_length") if name in kwargs
-        }
+        overrides: dict[str, Any] = {name: kwargs[name] for name in ("embodiments", *SETTINGS) if name in kwargs}
         if settings.get("image_processor") is not None:
             overrides.setdefault("image_processor", load_image_processor(place, **hub))
         if settings.get("tokenizer") is not None:
             overrides.setdefault("tokenizer", AutoTokenizer.from_pretrained(place, **hub))
         if "embodiments" not in overrides:
             overrides["embodiments"] = load_embodiments(cast(str, cached_file(place, EMBODIMENTS_FILE, **hub)))
-        saved: dict[str, Any] = {name: settings[name] for name in ("chunk_size", "max_text_length") if name in settings}
+        saved: dict[str, Any] = {name: settings[name] for name in SETTINGS if name in settings}
         return cls(**(saved | overrides))
 
     def to_dict(self) -> dict[str, Any]:
@@ -340,16 +358,43 @@ class PriorVLAProcessor(ProcessorMixin):
         for row, instruction in enumerate(text):
             if not isinstance(instruction, str):
                 raise TypeError(f"text of example {row} is a {type(instruction).__name__}, pass a string")
-        length = self.max_text_length
-        full = self.tokenizer(text, padding=False, truncation=False, verbose=False)["input_ids"]
-        for instruction, tokens in zip(text, full, strict=True):
-            if len(tokens) > length:
-                logger.warning_once(
-                    f"text of {len(tokens)} tokens is cut to max_text_length={length}: {instruction!r}. Raise "
-                    "max_text_length if the end of the instruction matters"
-                )
-        tokens = self.tokenizer(text, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        tokens = self.tokenizer(
+            [self._within_length(instruction) for instruction in text],
+            padding="max_length",
+            truncation=True,
+            max_length=self.max_text_length,
+            add_special_tokens=self.text_template is None,
+            return_tensors="pt",
+        )
         return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+
+    def _within_length(self, instruction: str) -> str:
+        """The instruction in its template; of one that is too long its own last words are left out."""
+        template, length = self.text_template, self.max_text_length
+        plain = template is None
+
+        def tokens_of(words: str) -> int:
+            return len(self.tokenizer(words, add_special_tokens=plain, verbose=False)["input_ids"])
+
+        text = instruction if template is None else template.replace(WORDS, instruction)
+        count = tokens_of(text)
+        if count > length:
+            logger.warning_once(
+                f"text of {count} tokens is cut to max_text_length={length}: {instruction!r}. Raise max_text_length if "
+                "the end of the instruction matters"
+            )
+        if template is None:
+            return text  # the tokenizer cuts
+        words = instruction.split()
+        while count > length and words:
+            words = words[:-1]
+            text = template.replace(WORDS, " ".join(words))
+            count = tokens_of(text)
+        if count > length:
+            raise ValueError(
+                f"max_text_length={length} has no room for what stands around an instruction ({count} tokens): raise it"
+            )
+        return text
 
 
 def _start_of_chunk(body: Embodiment, parts: dict[str, list[Any]], row: int) -> NDArray[Any] | None:
@@ -374,23 +419,4 @@ def _normalized_history(
     return normalized_states, normalized_actions
 
 
-def load_image_processor(place: str, **hub: Any) -> ImageProcessingMixin:
-    """The image processor saved in a folder or Hub repository, in its version that computes with Pillow.
-
-    By name and not through `AutoImageProcessor`: that prefers torchvision, and in transformers 5.17 cannot even be
-    called without it. One that splits large images (Idefics3, SmolVLM) is told to make one square of each (our choice:
-    a camera costs the same number of tokens whatever its resolution). Raises ValueError when the class has no Pillow
-    version.
-    """
-    settings, _ = ImageProcessingMixin.get_image_processor_dict(place, **hub)
-    name = str(settings.get("image_processor_type")).removesuffix("Fast").removesuffix("Pil")
-    image_processor = getattr(transformers, f"{name}Pil", None)
-    if image_processor is None:
-        raise ValueError(f"{place}: image processor {name!r} has no Pillow version in transformers, use another one")
-    loaded = image_processor.from_pretrained(place, **hub)
-    if getattr(loaded, "do_image_splitting", False):
-        loaded.do_image_splitting, loaded.size = False, loaded.max_image_size
-    return cast(ImageProcessingMixin, loaded)
-
-
-__all__ = ["PriorVLAProcessor", "load_image_processor"]
+__all__ = ["PriorVLAProcessor"]

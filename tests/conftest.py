@@ -16,6 +16,12 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_backbones() -> Any:
+    """The module tiny_backbones.py: a function a family of backbones."""
+    return load_beside("tiny_backbones")
+
+
+@pytest.fixture(scope="session")
 def tiny_smolvlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random SmolVLM: see tiny_backbones.py."""
     return load_beside("tiny_backbones").save_smolvlm(tmp_path_factory.mktemp("tiny_smolvlm"))

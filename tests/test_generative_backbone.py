@@ -165,14 +165,17 @@ def test_gradient_checkpointing_which_drops_the_cache_is_refused(tiny_smolvlm: P
         backbone.encode_vision(pixels())
 
 
-def test_a_language_model_that_forgets_keys_is_refused() -> None:
+def test_a_language_model_with_a_sliding_window_serves_sequences_that_fit_into_it() -> None:
     from transformers import MistralConfig, SmolVLMConfig, SmolVLMModel
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     text = MistralConfig(sliding_window=8, num_key_value_heads=2, vocab_size=20, **sizes)
     model = SmolVLMModel(SmolVLMConfig(vision_config={"image_size": 28, "patch_size": 7, **sizes}, text_config=text))
-    with pytest.raises(ValueError, match=r"does not keep the keys.*DynamicSlidingWindowLayer"):
-        load_backbone(None, model)
+    backbone = load_backbone(None, model)
+    vision = backbone.encode_vision(pixels(batch=1, cameras=1))  # 4 tokens
+    assert backbone.encode_language(vision, WORDS[:1] % 8).hidden_states.isfinite().all()
+    with pytest.raises(ValueError, match="images and words are 12 tokens, layers of this language model see 8: use"):
+        backbone.encode_language(vision, torch.ones(1, 8, dtype=torch.long))
 
 
 def test_idefics3_is_served_by_the_same_adapter() -> None:

@@ -367,7 +367,29 @@ def test_another_backbone_than_the_one_it_has_learned_to_see_with_is_refused(lad
 
 def test_features_in_another_dtype_than_the_one_it_has_learned_to_see_with_are_refused(ladder, fails):
     said = fails("train", "--prior", ladder / "sight", "--backbone-dtype", "bfloat16")
-    assert "has learned to see with features in the dtype of its backbone as saved: leave it out" in said
+    assert "has learned to see with what its backbone has itself: leave it out" in said
+
+
+def test_how_images_are_shown_is_kept_from_rung_to_rung_and_nothing_else_is_accepted(folder, command, fails):
+    shown = ("--image-size", "42", "--image-tokens", "9")
+    assert command("close_sight", "pretrain", "--kind", "vision-action", *shown, model=SIGHT) == 0
+    assert command("close_policy", "train", "--prior", folder / "close_sight", "--listening", "0") == 0
+    for run in ("close_sight", "close_policy"):
+        reference = config_of(folder / run)["backbone"]
+        assert (reference["image_size"], reference["tokens_per_image"]) == ([42, 42], 9)
+        processor = priorvla.PriorVLAProcessor.from_pretrained(folder / run)
+        assert processor.image_processor.size == {"height": 42, "width": 42}
+    said = fails("train", "--prior", folder / "close_sight", "--image-tokens", "4")
+    assert "--image-tokens 4: the vision-action prior" in said and "has learned to see with 9: leave it out" in said
+    assert "--image-size 0 must be at least 1" in fails("train", "--image-size", "0")
+
+
+def test_only_the_first_layers_of_a_language_model_are_loaded_where_only_they_are_read(folder, command, tiny_smolvlm):
+    arguments = ("train", "--backbone", tiny_smolvlm, "--fusion", "cross", "--prompt", "raw", "--listening", "0")
+    assert command("shallow", *arguments, model={**SIGHT, "backbone_layers": 2}) == 0
+    model = priorvla.PriorVLAModel.from_pretrained(folder / "shallow", backbone=tiny_smolvlm)
+    assert model.config.backbone["prompt"] == "raw" and model.config.taps == (2,)
+    assert len(model.backbone.language_model.layers) == 2
 
 
 # --- what later runs keep ---------------------------------------------------------------------------------------------

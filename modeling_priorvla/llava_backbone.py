@@ -1,0 +1,45 @@
+"""Llava: any vision encoder of transformers whose patches a projector hands to any language model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .backbone_features import interpolation
+from .generative_backbone import GenerativeBackbone, ImageTokens, image_features
+from .prompt_format import PromptFormat
+
+
+class LlavaBackbone(GenerativeBackbone):
+    """One token a patch."""
+
+    model_types = ("llava",)
+    image_placeholder = "<image>"
+
+    @classmethod
+    def grid_of(cls, config: Any, image_size: tuple[int, int]) -> tuple[int, int]:
+        patch = config.vision_config.patch_size
+        if image_size[0] % patch or image_size[1] % patch:
+            raise ValueError(
+                f"the vision encoder takes images whose sides are multiples of {patch} pixels, got {image_size}"
+            )
+        return image_size[0] // patch, image_size[1] // patch
+
+    @classmethod
+    def raw_prompt(cls, tokenizer: Any) -> PromptFormat:
+        begins = tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+        return PromptFormat(start=tokenizer.bos_token if begins else "", text_template="\n{}")
+
+    def image_tokens(self, images: Tensor) -> ImageTokens:
+        config = self.model.config
+        features = self.model.get_image_features(
+            images,
+            vision_feature_layer=config.vision_feature_layer,
+            vision_feature_select_strategy=config.vision_feature_select_strategy,
+            **interpolation(config.vision_config, images),
+        )
+        return ImageTokens(image_features(features))
+
+
+__all__ = ["LlavaBackbone"]
