@@ -10,6 +10,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .embodiment import Embodiment
+from .expert_layout import tap_of
 
 FORMAT_VERSION = 1
 EXPERT_LAYER_KINDS = ("motion", "vision", "vision_language")
@@ -31,7 +32,8 @@ class ExpertConfig(PreTrainedConfig):
         head_dim (`int`, defaults to 32): width of a head; even, because of the rotary embedding.
         expert_layers (`list[str]`): the kind of every layer, in order: `motion` (sees context tokens and actions),
             `vision`, `vision_language`. Default: four motion layers.
-        tap_layers (`list[int | None]`): per expert layer, the backbone layer that it reads; None for motion layers.
+        tap_layers (`list[int | None]`): per expert layer, the backbone layer that it reads; None for motion layers. A
+            layer may be given by its module's name, `layers.11` for 12; numbers are what is kept.
         context_tokens (`list[str]`): what stands before the actions: `latent` (z, z' or the learned null), `soft`
             (the embodiment's soft tokens), `state` (the current proprioceptive state). An absent kind is left out.
         num_soft_tokens (`int`, defaults to 2): soft tokens p_k of an embodiment. Paper A: number unknown, our choice.
@@ -53,7 +55,7 @@ class ExpertConfig(PreTrainedConfig):
     num_key_value_heads: int = 4
     head_dim: int = 32
     expert_layers: list[str] = field(default_factory=lambda: ["motion"] * 4)
-    tap_layers: list[int | None] | None = None
+    tap_layers: list[int | str | None] | None = None
     context_tokens: list[str] = field(default_factory=lambda: ["latent", "soft"])
     num_soft_tokens: int = 2
     latent_dim: int = 32
@@ -66,6 +68,7 @@ class ExpertConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.tap_layers is None:
             self.tap_layers = [None] * len(self.expert_layers)
+        self.tap_layers = [None if tap is None else tap_of(tap) for tap in self.tap_layers]
         super().__post_init__(**kwargs)
 
     @property

@@ -8,8 +8,28 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, Literal
 
+EMBEDDINGS = ("embeddings", "embed_tokens")  # what transformers calls what comes before the first layer
+
 Insertion = Literal["before", "after", "token"]
 INSERTIONS: tuple[Insertion, ...] = ("before", "after", "token")
+
+
+def tap_of(layer: int | str) -> int:
+    """The number of a backbone layer that is named as transformers names its module: `layers.11` is 12.
+
+    `embeddings` and `embed_tokens` are 0; whatever stands before the last two parts does not matter. Raises ValueError
+    on another name.
+    """
+    if isinstance(layer, int):
+        return layer
+    *_, last = parts = layer.split(".")
+    if last in EMBEDDINGS:
+        return 0
+    if len(parts) > 1 and last.isdecimal():
+        return int(last) + 1
+    raise ValueError(
+        f"tap_layers has {layer!r}: give a layer's number, or its name like 'layers.11' (12) or 'embed_tokens' (0)"
+    )
 
 
 def even_taps(fusion: str, count: int, backbone_layers: int) -> list[int]:
@@ -56,4 +76,4 @@ def inserted_layout(
     return layout, [index for index, (kind, _) in enumerate(layers) if kind == "vision"]
 
 
-__all__ = ["INSERTIONS", "Insertion", "even_taps", "inserted_layout", "seeing_layout"]
+__all__ = ["INSERTIONS", "Insertion", "even_taps", "inserted_layout", "seeing_layout", "tap_of"]

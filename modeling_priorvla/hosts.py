@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..configuration.configuration_expert import ExpertConfig
 from ..configuration.configuration_priorvla import PriorVLAConfig
+from ..configuration.expert_layout import tap_of
 from .backbone import LanguageFeatures, VisionFeatures
 from .expert_layer import ExpertLayer, LayerPrefix, joined
 from .layers import Attention, EmbodimentLinear, KeyValue, Rotary
@@ -336,7 +337,8 @@ def require_cameras(vision: VisionFeatures, slots: int) -> int:
 def _layout(expert: ExpertConfig) -> list[tuple[str, int]]:
     """Kind and tap of every layer that sees."""
     assert expert.tap_layers is not None
-    return [(kind, tap) for kind, tap in zip(expert.expert_layers, expert.tap_layers, strict=True) if tap is not None]
+    layers = zip(expert.expert_layers, expert.tap_layers, strict=True)
+    return [(kind, tap_of(tap)) for kind, tap in layers if tap is not None]
 
 
 __all__ = ["HOSTS", "Gate", "HostMemory", "SeeingLayer", "Sight", "host_layers", "require_cameras"]

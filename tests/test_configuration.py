@@ -10,6 +10,16 @@ from priorvla.configuration.recipe import checked_fields, list_recipes, load_rec
 BODY = {"embodiments": ["arm"], "action_dims": [4], "state_dims": [3]}
 
 
+def test_backbone_layers_may_be_told_by_the_names_of_their_modules():
+    layers = {**BODY, "expert_layers": ["vision"] * 3, "tap_layers": ["embed_tokens", "model.layers.2", 4]}
+    config = PriorVLAConfig(fusion="joint", language=False, expert=layers, backbone_layers=4)
+    assert config.expert.tap_layers == [0, 3, 4] and config.taps == (0, 3, 4)
+    with pytest.raises(
+        ValueError, match="tap_layers has 'norm': give a layer's number, or its name"
+    ):
+        PriorVLAConfig(fusion="joint", language=False, expert={**layers, "tap_layers": [1, 2, "norm"]})
+
+
 @pytest.mark.parametrize("config_class", [ActionPriorConfig, PriorVLAConfig])
 def test_a_config_survives_saving_and_loading(config_class, tmp_path):
     config = config_class(expert={**BODY, "chunk_size": 6}, encoder={"states": "without"}, num_inference_steps=3)
