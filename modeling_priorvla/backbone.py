@@ -78,7 +78,7 @@ def load_backbone(
     if isinstance(override, Backbone):
         backbone = override
     elif isinstance(override, nn.Module):
-        backbone = _adapt(override)
+        backbone = _adapt(override, _settings(reference or {}))
     elif override is None and reference is None:
         raise ValueError("the config names no backbone: pass backbone=<folder, Hub repository or module>")
     else:
@@ -88,6 +88,11 @@ def load_backbone(
         backbone = adapter.from_folder(folder, **_settings(reference or {}))
     if reference is not None:
         _require_same_weights(reference, backbone.sha256, override)
+        if reference.get("tokens_per_image") not in (None, backbone.tokens_per_image):
+            raise ValueError(
+                f"the backbone gives {backbone.tokens_per_image} tokens an image, the model was built for "
+                f"{reference['tokens_per_image']}: make it with that image_size and tokens_per_image"
+            )
     return backbone
 
 
@@ -163,11 +168,12 @@ def _settings(reference: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _adapt(model: nn.Module) -> Backbone:
+def _adapt(model: nn.Module, settings: dict[str, Any]) -> Backbone:
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type is None:
         raise TypeError(f"backbone is a {type(model).__name__}, pass a model of transformers or a folder")
-    backbone = adapter_of(str(model_type), type(model).__name__)(model)
+    adapter = adapter_of(str(model_type), type(model).__name__)
+    backbone = adapter(model, settings["image_size"], tokens_per_image=settings["tokens_per_image"])
     if backbone.language_reads_vision:
         logger.warning_once(
             f"a {type(model).__name__} in memory brings no tokenizer, so that its images stand without the tokens that "

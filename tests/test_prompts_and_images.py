@@ -180,5 +180,7 @@ def test_fewer_tokens_are_averages_over_cells_of_the_image(tiny_backbone):
     seen = pooled.encode_vision(pixels)
     torch.testing.assert_close(seen.hidden_states, cells, atol=1e-6, rtol=0)
     assert seen.mask.shape == (2, 4) and seen.mask.all()
+    with pytest.raises(ValueError, match="gives 16 tokens an image, the model was built for 4: make it with that"):
+        load_backbone(describe_backbone(tiny_backbone, **settings, tokens_per_image=7), plain)
     with pytest.raises(ValueError, match="tokens_per_image=0 must be at least 1"):
         describe_backbone(tiny_backbone, **settings, tokens_per_image=0)
