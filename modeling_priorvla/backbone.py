@@ -124,6 +124,7 @@ def describe_backbone(
     folder = Path(path)
     adapter = adapter_of(backbone_model_type(folder), str(folder))
     config = read_backbone_config(folder)
+    prompted = adapter.prompt_format(folder, prompt)
     shape = adapter.shape_of(config, image_size or made_image_size(str(folder)), tokens_per_image)
     return {
         "source": source,
@@ -131,7 +132,7 @@ def describe_backbone(
         "revision": revision,
         "sha256": weights_sha256(folder),
         "dtype": dtype,
-        "prompt": adapter.prompt_of(folder, prompt),
+        "prompt": None if prompted is None else prompted.name,
         **asdict(shape),
         "image_size": list(shape.image_size),
     }

@@ -171,10 +171,13 @@ class Backbone(nn.Module):
 
         `image_size` None is that of the image processor there; `prompt` (`chat`, `raw`): see `prompt_format`.
         """
-        cls.prompt_format(folder, prompt)  # refused before weights are read
+        prompted = cls.prompt_format(folder, prompt)  # refused before weights are read
         options = {"use_safetensors": True, "local_files_only": True}
         model = cls.auto_class.from_pretrained(folder, dtype=dtype or "auto", **options)
-        return cls(model, image_size or made_image_size(str(folder)), weights_sha256(folder), tokens_per_image)
+        backbone = cls(model, image_size or made_image_size(str(folder)), weights_sha256(folder), tokens_per_image)
+        if prompted is not None:
+            backbone.put_around_images(prompted, folder)
+        return backbone
 
     @classmethod
     def shape_of(
@@ -189,12 +192,6 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def prompt_of(cls, folder: Path, prompt: str | None) -> str | None:
-        """The name of the prompt format that `prompt` comes to in `folder`; errors as `prompt_format`."""
-        cls.prompt_format(folder, prompt)
-        return None
-
-    @classmethod
     def prompt_format(cls, folder: Path, prompt: str | None) -> PromptFormat | None:
         """What stands around images and words, None where nothing does. Raises ValueError on an unknown `prompt`."""
         if prompt is not None:
@@ -202,6 +199,14 @@ class Backbone(nn.Module):
                 f"prompt={prompt!r} is of generative backbones, a {cls.__name__} reads plain words: leave it out"
             )
         return None
+
+    def put_around_images(self, prompt: PromptFormat, folder: Path) -> None:
+        """From now on what `prompt` says stands around images, in the tokens of the tokenizer in `folder`."""
+        raise NotImplementedError
+
+    def is_unused(self, name: str) -> bool:
+        """Whether no feature comes through the module or parameter `name` of `model`."""
+        return bool(self.heads.intersection(name.split(".")))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -10,7 +10,11 @@ from torch import nn
 from .backbone_features import Backbone
 
 LORA_DEFAULTS = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0}  # our choice; target_modules: see attention_maps
-ATTENTION_MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "query", "key", "value", "attention.output.dense")
+ATTENTION_MAPS = (
+    *("q_proj", "k_proj", "v_proj", "o_proj", "out_proj"),
+    *("query", "key", "value", "attention.output.dense"),
+    *("attn.qkv", "attn.proj", "projection_layer"),  # of Qwen-VL's and InternVL's vision towers
+)
 
 
 def train_backbone(backbone: Backbone, mode: str, lora: Mapping[str, Any] | None = None) -> None:
@@ -32,7 +36,7 @@ def train_backbone(backbone: Backbone, mode: str, lora: Mapping[str, Any] | None
         raise ValueError(f"backbone_training={mode!r} is unknown, use frozen, lora or full")
     backbone.requires_grad_(mode == "full")
     for name, parameter in backbone.model.named_parameters():
-        if backbone.heads.intersection(name.split(".")):
+        if backbone.is_unused(name):
             parameter.requires_grad_(False)
     if mode == "lora":
         _add_adapters(backbone, {**LORA_DEFAULTS, **(lora or {})})
@@ -46,7 +50,7 @@ def attention_maps(backbone: Backbone) -> list[str]:
         for name, module in backbone.model.named_modules()
         if isinstance(module, nn.Linear)
         and name.endswith(tuple(f".{suffix}" for suffix in ATTENTION_MAPS))
-        and not backbone.heads.intersection(name.split("."))
+        and not backbone.is_unused(name)
     ]
 
 

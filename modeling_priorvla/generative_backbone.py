@@ -10,7 +10,7 @@ import copy
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,20 +86,10 @@ class GenerativeBackbone(Backbone):
         self.frame = ImageFrame()  # a model built in memory brings no tokenizer that could name the tokens
         self.window = _sliding_window(self.model.config)
 
-    @classmethod
-    def from_folder(
-        cls,
-        folder: Path,
-        dtype: torch.dtype | str | None = None,
-        image_size: tuple[int, int] | None = None,
-        tokens_per_image: int | None = None,
-        prompt: str | None = None,
-    ) -> Self:
-        backbone = super().from_folder(folder, dtype, image_size, tokens_per_image, prompt)
-        tokenizer, format_ = AutoTokenizer.from_pretrained(folder), cls.prompt_format(folder, prompt)
-        parts = (format_.start, format_.before, format_.after)
-        backbone.frame = ImageFrame(*(tuple(tokenizer.encode(part, add_special_tokens=False)) for part in parts))
-        return backbone
+    def put_around_images(self, prompt: PromptFormat, folder: Path) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        parts = (prompt.start, prompt.before, prompt.after)
+        self.frame = ImageFrame(*(tuple(tokenizer.encode(part, add_special_tokens=False)) for part in parts))
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "frame": self.frame}
@@ -122,24 +112,18 @@ class GenerativeBackbone(Backbone):
         )
 
     @classmethod
-    def prompt_of(cls, folder: Path, prompt: str | None) -> str:
+    def prompt_format(cls, folder: Path, prompt: str | None) -> PromptFormat:
         """`chat` is the order of the chat template in `folder`, `raw` the family's without one; None is `chat` where
         there is a template that knows images. Raises ValueError on a prompt that is unknown or cannot be."""
         if prompt not in (None, *PROMPTS):
             raise ValueError(f"prompt={prompt!r} is unknown, use {' or '.join(PROMPTS)}")
-        template = chat_template(folder, AutoTokenizer.from_pretrained(folder))
-        knows_images = template is not None and cls.image_placeholder in template
-        if prompt == "chat" and not knows_images:
-            raise ValueError(f"{folder} has no chat template that knows images: use prompt='raw'")
-        return prompt or ("chat" if knows_images else "raw")
-
-    @classmethod
-    def prompt_format(cls, folder: Path, prompt: str | None) -> PromptFormat:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        raw = cls.raw_prompt(tokenizer)
-        if cls.prompt_of(folder, prompt) == "raw":
-            return raw
-        return chat_format(tokenizer, cast(str, chat_template(folder, tokenizer)), cls.image_placeholder, raw)
+        raw, template = cls.raw_prompt(tokenizer), chat_template(folder, tokenizer)
+        if prompt != "raw" and template is not None and cls.image_placeholder in template:
+            return chat_format(tokenizer, template, cls.image_placeholder, raw)
+        if prompt == "chat":
+            raise ValueError(f"{folder} has no chat template that knows images: use prompt='raw'")
+        return raw
 
     # --- what is particular to a family -------------------------------------------------------------------------------
 

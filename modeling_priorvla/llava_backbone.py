@@ -16,6 +16,7 @@ class LlavaBackbone(GenerativeBackbone):
 
     model_types = ("llava",)
     image_placeholder = "<image>"
+    heads = GenerativeBackbone.heads | {"mask_token", "pooler"}
 
     @classmethod
     def grid_of(cls, config: Any, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -30,6 +31,19 @@ class LlavaBackbone(GenerativeBackbone):
     def raw_prompt(cls, tokenizer: Any) -> PromptFormat:
         begins = tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
         return PromptFormat(start=tokenizer.bos_token if begins else "", text_template="\n{}")
+
+    def is_unused(self, name: str) -> bool:
+        """Beside heads: the vision layers behind the last one that is read, and the norm behind all of them."""
+        first, *rest = name.split(".")
+        config = self.model.config
+        if first != "vision_tower":
+            return super().is_unused(name)
+        read = config.vision_feature_layer
+        layers = config.vision_config.num_hidden_layers
+        last = max(layer % (layers + 1) for layer in ([read] if isinstance(read, int) else read))
+        layer = next((int(part) for part in rest if part.isdecimal()), None)
+        behind = layer >= last if layer is not None else not {"layernorm", "post_layernorm"}.isdisjoint(rest)
+        return behind or super().is_unused(name)
 
     def image_tokens(self, images: Tensor) -> ImageTokens:
         config = self.model.config

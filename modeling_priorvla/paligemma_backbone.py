@@ -42,7 +42,11 @@ class PaliGemmaBackbone(GenerativeBackbone):
 
 
 class Gemma3Backbone(PaliGemmaBackbone):
-    """Tokens of one image see each other, everything else is causal; patches are averaged into fewer tokens."""
+    """Tokens of one image see each other, everything else is causal; patches are averaged into fewer tokens.
+
+    Line ends that a chat template and an image's frame put side by side stay tokens of their own, where Gemma's own
+    processor may merge them into one.
+    """
 
     model_types = ("gemma3",)
     image_placeholder = "<start_of_image>"

@@ -19,6 +19,7 @@ class PromptFormat(NamedTuple):
     before: str = ""
     after: str = ""
     text_template: str = WORDS
+    name: str = "raw"  # one of PROMPTS
 
 
 def chat_template(folder: Path, tokenizer: Any) -> str | None:
@@ -54,7 +55,8 @@ def chat_format(tokenizer: Any, template: str, placeholder: str, raw: PromptForm
         )
     start, between, rest = parts
     ahead, behind = rest.split(_MARK)
-    return PromptFormat(start, raw.before, raw.after + between, ahead.removeprefix(between) + WORDS + behind)
+    words = ahead.removeprefix(between) + WORDS + behind
+    return PromptFormat(start, raw.before, raw.after + between, words, "chat")
 
 
 __all__ = ["PROMPTS", "WORDS", "PromptFormat", "chat_format", "chat_template"]

@@ -29,25 +29,6 @@ def pixels(batch: int = 2, cameras: int = 2, seed: int = 0) -> Tensor:
     return torch.randn(batch, cameras, 3, 28, 28, generator=torch.Generator().manual_seed(seed))
 
 
-def states_of_the_whole_model(backbone: GenerativeBackbone, images: Tensor, words: Tensor) -> tuple[Tensor, ...]:
-    """Hidden states of transformers' own forward over `[start] ([before] image [after]) * C [words]`."""
-    frame, image = backbone.frame, [backbone.model.config.image_token_id] * backbone.tokens_per_image
-    prompt = [*frame.start, *[*frame.before, *image, *frame.after] * images.shape[1]]
-    input_ids = torch.cat([torch.tensor(prompt).expand(len(words), -1), words], dim=1)
-    states = backbone.model(input_ids=input_ids, pixel_values=images, output_hidden_states=True).hidden_states
-    is_image = input_ids[0] == backbone.model.config.image_token_id
-    return tuple(torch.cat([layer[:, is_image], layer[:, len(prompt) :]], dim=1) for layer in states)
-
-
-def test_taps_are_the_layers_of_a_plain_forward(backbone: GenerativeBackbone) -> None:
-    vision = backbone.encode_vision(pixels(), taps=TAPS)
-    language = backbone.encode_language(vision, WORDS, taps=TAPS)
-    expected = states_of_the_whole_model(backbone, pixels(), WORDS)
-    for tap in TAPS:
-        found = torch.cat([vision.tap(tap), language.tap(tap)], dim=1)
-        torch.testing.assert_close(found, expected[tap], atol=1e-5, rtol=0)
-
-
 def test_its_sizes_are_told_before_it_is_loaded(backbone: GenerativeBackbone, tiny_smolvlm: Path) -> None:
     reference = describe_backbone(tiny_smolvlm, source="hub", name="owner/tiny")
     vision = backbone.encode_vision(pixels())
@@ -79,21 +60,6 @@ def test_another_prompt_leaves_vision_bit_identical_and_its_cache_as_it_was(back
         assert torch.equal(used.keys, unused.keys) and torch.equal(used.values, unused.values)
 
 
-def test_words_are_read_in_the_light_of_the_images(backbone: GenerativeBackbone) -> None:
-    here, there = (backbone.encode_language(backbone.encode_vision(pixels(seed=seed)), WORDS) for seed in (0, 1))
-    assert (here.hidden_states - there.hidden_states).abs().max() > 1e-2
-
-
-def test_the_tail_equals_words_at_its_place(backbone: GenerativeBackbone) -> None:
-    vision = backbone.encode_vision(pixels())
-    whole = backbone.encode_language(vision, WORDS)
-    begun = backbone.encode_language(vision, WORDS[:, :2])
-    embeddings = backbone.model.get_input_embeddings()(WORDS[:, 2:])
-    tail = backbone.encode_tail(begun, embeddings)
-    torch.testing.assert_close(tail, whole.hidden_states[:, 0, 2:], atol=1e-5, rtol=0)
-    assert torch.equal(backbone.encode_tail(begun, embeddings), tail)
-
-
 def test_gradients_reach_the_tails_embeddings_through_frozen_weights(backbone: GenerativeBackbone) -> None:
     language = backbone.encode_language(backbone.encode_vision(pixels()), WORDS)
     embeddings = torch.zeros(2, 3, 32, requires_grad=True)
@@ -102,8 +68,8 @@ def test_gradients_reach_the_tails_embeddings_through_frozen_weights(backbone: G
     assert all(parameter.grad is None for parameter in backbone.parameters())
 
 
-@pytest.mark.parametrize("place", [slice(0, 4), slice(3, 7)], ids=["right", "left"])
-def test_padding_of_the_words_changes_nothing(backbone: GenerativeBackbone, place: slice) -> None:
+def test_padding_before_words_changes_nothing(backbone: GenerativeBackbone) -> None:
+    place = slice(3, 7)
     padded_words, mask = torch.full((2, 7), 7), torch.zeros(2, 7)
     padded_words[:, place], mask[:, place] = WORDS, 1
     vision = backbone.encode_vision(pixels())
@@ -113,20 +79,6 @@ def test_padding_of_the_words_changes_nothing(backbone: GenerativeBackbone, plac
     assert padded.hidden_states.transpose(1, 2)[mask == 0].eq(0).all()
     tails = [backbone.encode_tail(language, torch.ones(2, 2, 32)) for language in (plain, padded)]
     torch.testing.assert_close(*tails, atol=1e-5, rtol=0)
-
-
-def test_an_absent_camera_leaves_no_trace(backbone: GenerativeBackbone) -> None:
-    present = torch.tensor([[False, True], [True, False]])
-    garbage = pixels().masked_fill(~present[:, :, None, None, None], float("nan"))
-    vision = backbone.encode_vision(garbage, present, taps=TAPS)
-    language = backbone.encode_language(vision, WORDS, taps=TAPS)
-    alone = backbone.encode_vision(pixels()[present][:, None], taps=TAPS)
-    words_alone = backbone.encode_language(alone, WORDS, taps=TAPS)
-    assert vision.mask.equal(present.repeat_interleave(4, dim=1))
-    seen = vision.hidden_states.transpose(1, 2)
-    torch.testing.assert_close(seen[vision.mask], alone.hidden_states.transpose(1, 2).flatten(0, 1), atol=1e-5, rtol=0)
-    assert seen[~vision.mask].eq(0).all()
-    torch.testing.assert_close(language.hidden_states, words_alone.hidden_states, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -176,28 +128,6 @@ def test_a_language_model_with_a_sliding_window_serves_sequences_that_fit_into_i
     assert backbone.encode_language(vision, WORDS[:1] % 8).hidden_states.isfinite().all()
     with pytest.raises(ValueError, match="images and words are 12 tokens, layers of this language model see 8: use"):
         backbone.encode_language(vision, torch.ones(1, 8, dtype=torch.long))
-
-
-def test_idefics3_is_served_by_the_same_adapter() -> None:
-    from transformers import Idefics3Config, Idefics3ForConditionalGeneration, LlamaConfig
-
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-    torch.manual_seed(0)
-    model = Idefics3ForConditionalGeneration(
-        Idefics3Config(
-            vision_config={"image_size": 28, "patch_size": 7, **sizes},
-            text_config=LlamaConfig(**sizes, vocab_size=20, pad_token_id=0, initializer_range=0.2),
-            image_token_id=4,
-        )
-    )
-    backbone = load_backbone(None, model)
-    assert isinstance(backbone, GenerativeBackbone)
-    vision = backbone.encode_vision(pixels(), taps=(0, 2))
-    language = backbone.encode_language(vision, WORDS, taps=(0, 2))
-    expected = states_of_the_whole_model(backbone, pixels(), WORDS)
-    for tap in (0, 2):
-        found = torch.cat([vision.tap(tap), language.tap(tap)], dim=1)
-        torch.testing.assert_close(found, expected[tap], atol=1e-5, rtol=0)
 
 
 def test_the_processor_gives_it_one_square_an_image(backbone: GenerativeBackbone, tiny_smolvlm: Path) -> None:

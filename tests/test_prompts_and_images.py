@@ -57,9 +57,9 @@ def read(processor: PriorVLAProcessor, text: str) -> str:
 
 
 def test_a_backbone_is_asked_as_its_chat_template_says_or_plainly(llava):
-    assert LlavaBackbone.prompt_of(llava, None) == LlavaBackbone.prompt_of(llava, "chat") == "chat"
     chat, raw = (LlavaBackbone.prompt_format(llava, prompt) for prompt in ("chat", "raw"))
-    assert chat == PromptFormat("<|im_start|>user\n", "", "\n", "{}" + CHAT_SUFFIX)
+    assert LlavaBackbone.prompt_format(llava, None) == chat
+    assert chat == PromptFormat("<|im_start|>user\n", "", "\n", "{}" + CHAT_SUFFIX, "chat")
     assert raw == PromptFormat(text_template="\n{}")
 
 
@@ -74,9 +74,9 @@ def test_the_checkpoint_says_which_so_that_backbone_and_processor_agree(llava):
 
 def test_a_template_that_knows_no_images_is_no_chat_with_them(llava, copy_of):
     folder = copy_of(llava, "{% for message in messages %}{{ message['content'] }}{% endfor %}")
-    assert LlavaBackbone.prompt_of(folder, None) == "raw"
+    assert LlavaBackbone.prompt_format(folder, None).name == "raw"
     with pytest.raises(ValueError, match="has no chat template that knows images: use prompt='raw'"):
-        LlavaBackbone.prompt_of(folder, "chat")
+        LlavaBackbone.prompt_format(folder, "chat")
 
 
 def test_a_template_that_puts_words_before_images_is_refused(llava, copy_of):
@@ -90,7 +90,7 @@ def test_a_template_that_puts_words_before_images_is_refused(llava, copy_of):
 def test_templates_of_older_repositories_are_found(llava, copy_of):
     template = (llava / "chat_template.jinja").read_text()
     folder = copy_of(llava, None)
-    assert LlavaBackbone.prompt_of(folder, None) == "raw"
+    assert LlavaBackbone.prompt_format(folder, None).name == "raw"
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     assert LlavaBackbone.prompt_format(folder, None) == LlavaBackbone.prompt_format(llava, None)
 

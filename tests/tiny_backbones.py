@@ -8,7 +8,7 @@ family's do.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -257,20 +257,6 @@ def save_llava(folder: Path) -> Path:
     )
     processor = BitImageProcessorPil(size={"height": 28, "width": 28}, do_center_crop=False)
     return save(folder, LlavaForConditionalGeneration, config, processor)
-
-
-GENERATIVE: dict[str, Callable[[Path], Path]] = {
-    "smolvlm": save_smolvlm,
-    "idefics3": save_idefics3,
-    "paligemma": save_paligemma,
-    "paligemma2": save_paligemma2,
-    "gemma3": save_gemma3,
-    "qwen2_5_vl": save_qwen2_5_vl,
-    "qwen3_vl": save_qwen3_vl,
-    "internvl": save_internvl,
-    "llava": save_llava,
-}
-FAMILIES: dict[str, Callable[[Path], Path]] = {"dual encoder": save_dual_encoder, **GENERATIVE}
 
 
 # --- what they have in common -----------------------------------------------------------------------------------------
