@@ -201,11 +201,24 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _add_info(commands: Any) -> None:
-    command = _command(commands, "info", _info, "Say what a checkpoint is, or how far my robot's motion lies from it.")
-    command.add_argument("checkpoint", nargs="+", help="folder or Hub id; with --dataset several priors compare")
+    command = _command(
+        commands,
+        "info",
+        _info,
+        "Say what a checkpoint is, how far my robot's motion lies from it, or what a run costs.",
+    )
+    command.add_argument("checkpoint", nargs="*", help="folder or Hub id; with --dataset several priors compare")
     command.add_argument("--dataset", help="motion to compare priors with: a dataset's folder or Hub id")
     command.add_argument("--output-dir", type=Path, help="with --dataset: of report.html and report.json")
     command.add_argument("--seed", type=int, default=0, help="with --dataset: of windows and samples")
+    command.add_argument(
+        "--dry-run", metavar="RECIPE", help="memory and time of a training with this recipe, without weights or data"
+    )
+    command.add_argument("--cameras", type=int, help="with --dry-run: of the robot; default: the recipe's, else 2")
+    command.add_argument("--words", type=int, default=32, help="with --dry-run: tokens of an instruction")
+    command.add_argument(
+        "--tflops", type=float, default=40.0, help="with --dry-run: 10^12 operations a second that are sustained"
+    )
 
 
 def _add_inspect(commands: Any) -> None:
@@ -313,6 +326,17 @@ def _told_when_stopped(how_to_go_on: Callable[[], str]) -> Iterator[None]:
 
 def _info(options: dict[str, Any]) -> None:
     checkpoints, dataset = options["checkpoint"], options["dataset"]
+    if options["dry_run"] is not None:
+        if checkpoints or dataset is not None:
+            raise ValueError("--dry-run is of a recipe alone: leave checkpoints and --dataset out")
+        from .training.dry_run import dry_run
+        from .training.dry_run_table import dry_run_table
+
+        run = dry_run(options["dry_run"], cameras=options["cameras"], words=options["words"])
+        print(dry_run_table(run, options["tflops"]))
+        return
+    if not checkpoints:
+        raise ValueError("name a checkpoint, or a recipe with --dry-run")
     if dataset is None:
         from .hub_cards.info import describe_checkpoint
 
@@ -367,7 +391,7 @@ def _converted(action: argparse.Action, value: Any, file: str) -> Any:
         if action.default is not None:
             raise ValueError(f"{file}: {name} is empty: give it a value, or leave it out")
         return None
-    if action.nargs == "+":
+    if action.nargs in ("+", "*"):
         return [str(entry) for entry in (value if isinstance(value, list) else [value])]
     if isinstance(action.default, bool):
         if not isinstance(value, bool):

@@ -25,6 +25,9 @@ TRAIN = [
     "--fusion",
     "--backbone",
     "--backbone-dtype",
+    "--image-size",
+    "--image-tokens",
+    "--prompt",
     "--frame-stride",
     "--cache-dir",
     "--max-cache-gb",
@@ -32,13 +35,14 @@ TRAIN = [
 EVALUATE = ["checkpoint", "--config", "--env", "--tasks", "--trials", "--output-dir", "--execute-steps", "--films"]
 SIMULATOR = ["--robot", "--action-space", "--video"]
 INSPECTED = ["--chunk-size", "--episodes", "--strict", "--mapping"]
+DRY_RUN = ["--dry-run", "--cameras", "--words", "--tflops"]
 OPTIONS = {
     "collect": [*COLLECT, *SIMULATOR, "--max-episode-steps", "--workers", "--seed", "--overwrite"],
     "inspect": ["dataset", "--config", "--output-dir", "--no-images", *INSPECTED],
     "pretrain": ["--kind", "--train-all", "--stream", "--data-share", *TRAIN, *RUN],
     "train": [*TRAIN, "--insertion", "--listening", *RUN],
     "evaluate": [*EVALUATE, "--max-episode-steps", "--blank-images", "--backbone", "--workers", "--seed", "--device"],
-    "info": ["checkpoint", "--config", "--dataset", "--output-dir", "--seed"],
+    "info": ["checkpoint", "--config", "--dataset", "--output-dir", "--seed", *DRY_RUN],
 }
 
 

@@ -11,6 +11,7 @@ from ..configuration.embodiment_registry import load_embodiment
 from ..configuration.expert_layout import INSERTIONS
 from ..hub_cards.checkpoints import is_hub_id, require_checkpoint, split_revision
 
+PRIOR_FUSION, POLICY_FUSION = "gated", "latent"  # where nothing else is asked for: paper B's host, and paper A's
 DEVICES = ("auto", "cpu", "cuda")
 FEATURES_FOLDER = "features"  # of a run that was stopped before its first checkpoint; a new start goes on with it
 STEPS_FOLDER = "steps"  # what a run prepares of its datasets and removes at its end: steps, statistics of a stream
@@ -257,6 +258,8 @@ def require_device(device: str, known: Sequence[str]) -> None:
 __all__ = [
     "DEVICES",
     "FEATURES_FOLDER",
+    "POLICY_FUSION",
+    "PRIOR_FUSION",
     "STEPS_FOLDER",
     "ObservingOptions",
     "PriorOptions",

@@ -39,13 +39,20 @@ from .data.trajectory_dataset import (
 from .instruction_sampling import ModelSampler, draw_observations
 from .language_sensitivity import language_sensitivity
 from .observing_arguments import ObservingTrainingArguments
-from .run_options import FEATURES_FOLDER, ObservingOptions, VisionPriorOptions, VLAOptions, split_weight
+from .run_options import (
+    FEATURES_FOLDER,
+    POLICY_FUSION,
+    PRIOR_FUSION,
+    ObservingOptions,
+    VisionPriorOptions,
+    VLAOptions,
+    split_weight,
+)
 from .runs import finish_run, load_sources, training_arguments
 from .vision_action_prior_trainer import VisionActionPriorTrainer, VisionActionPriorTrainingArguments
 from .vla_arguments import VLATrainingArguments
 from .vla_trainer import VLATrainer, distillation_steps
 
-PRIOR_FUSION, POLICY_FUSION = "gated", "latent"  # where nothing else is asked for: paper B's host, and paper A's
 SETTINGS = {  # options of how the backbone is used -> keys of its reference
     "backbone_dtype": "dtype",
     "image_size": "image_size",
@@ -102,8 +109,8 @@ class _Run:
             name: value for name, value in fields.items() if name != "use_history"
         }  # it may need a prior's encoder
         PriorVLAConfig(**{"fusion": options.fusion or fusion, **early})  # a wrong value is refused before data are read
-        folder, reference = _find_backbone(options.backbone, _settings(options, start))
         self.sources, self.weights = load_sources(options.datasets, frames=True)
+        folder, reference = _find_backbone(options.backbone, _settings(options, start))
         parts = [split_episodes(source, options.holdout, options.seed) for source in self.sources]
         self.training, self.held_out = [part[0] for part in parts], [part[1] for part in parts if len(part[1])]
         if isinstance(options, VisionPriorOptions):
