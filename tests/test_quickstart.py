@@ -258,8 +258,9 @@ def test_the_page_is_written_from_the_report_and_loads_nothing(page: Any, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["tiny_backbone", "tiny_smolvlm"])  # one line of the recipe
 def test_a_tiny_run_goes_through_and_a_second_start_has_nothing_to_do(
-    quickstart: Any, tmp_path: Path, tiny_backbone: Path, tiny_fields: dict[str, Any]
+    quickstart: Any, tmp_path: Path, backbone: str, tiny_fields: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
     training = {"per_device_train_batch_size": 8, "logging_steps": 1}
     common = {"device": "cpu", "holdout": 0.5}
@@ -269,7 +270,7 @@ def test_a_tiny_run_goes_through_and_a_second_start_has_nothing_to_do(
             **common,
             "holdout": 0.0,
             "frame-stride": 4,
-            "backbone": str(tiny_backbone),
+            "backbone": str(request.getfixturevalue(backbone)),
             "model": {"fusion_transformer": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}},
             "training": {**training, "distillation_steps": 2},
         },
