@@ -6,7 +6,17 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-BACKBONE_KEYS = ("source", "name", "revision", "sha256", "dtype", "image_size", "tokens_per_image", "prompt")
+BACKBONE_KEYS = (
+    "source",
+    "name",
+    "revision",
+    "sha256",
+    "dtype",
+    "image_size",
+    "tokens_per_image",
+    "prompt",
+    "around_images",
+)
 BACKBONE_SOURCES = ("hub", "package")
 
 _PATH = re.compile(r"[/.~]|[A-Za-z]:|.*\\")

@@ -17,15 +17,15 @@ INSERTIONS: tuple[Insertion, ...] = ("before", "after", "token")
 def tap_of(layer: int | str) -> int:
     """The number of a backbone layer that is named as transformers names its module: `layers.11` is 12.
 
-    `embeddings` and `embed_tokens` are 0; whatever stands before the last two parts does not matter. Raises ValueError
-    on another name.
+    `embeddings` and `embed_tokens` are 0. Raises ValueError on another name, also on one with more before it: taps are
+    of one stack of layers, and a name in another one would be taken for it.
     """
     if isinstance(layer, int):
         return layer
-    *_, last = parts = layer.split(".")
-    if last in EMBEDDINGS:
+    stack, _, last = layer.rpartition(".")
+    if layer in EMBEDDINGS:
         return 0
-    if len(parts) > 1 and last.isdecimal():
+    if stack.isidentifier() and last.isdecimal():
         return int(last) + 1
     raise ValueError(
         f"tap_layers has {layer!r}: give a layer's number, or its name like 'layers.11' (12) or 'embed_tokens' (0)"

@@ -11,13 +11,15 @@ from typing import Any, Self
 
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from ..configuration.configuration_priorvla import PriorVLAConfig
 from .backbone import Backbone, load_backbone
 from .backbone_training import train_backbone
 from .motion_model import MotionPreTrainedModel
+
+logger = logging.get_logger(__name__)
 
 BackboneSource = str | os.PathLike[str] | nn.Module
 TRAINED = "trained_backbone."
@@ -51,16 +53,17 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
         """Loads and holds the backbone of `config.backbone`, or that of a folder or module given instead.
 
         A module that others may hold too is copied before it is trained, or when it is trained elsewhere; one that is
-        loaded here loses the layers above the last tap, where that can be done.
+        loaded or copied here loses the layers above the last tap, where that can be done.
         It is frozen, or trained as `config.backbone_training` says; then what the checkpoint that the model was loaded
         from has of it is read. Raises ValueError when its weights are not those that `config.backbone["sha256"]` names,
         its shape is not the one that the model was built for, or the checkpoint lacks something of it.
         """
         config = self.config
+        shared = isinstance(backbone, nn.Module)
         if isinstance(backbone, nn.Module) and (
             config.backbone_training != "frozen" or any(parameter.requires_grad for parameter in backbone.parameters())
         ):
-            backbone = copy.deepcopy(backbone)
+            backbone, shared = copy.deepcopy(backbone), False
         loaded = load_backbone(config.backbone, backbone)
         found = (loaded.vision_hidden_size, loaded.text_hidden_size)
         expected = (config.vision_hidden_size, config.text_hidden_size)
@@ -70,8 +73,13 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
                 f"text), the model was built for {config.backbone_layers}, {expected[0]} and {expected[1]}: set "
                 "backbone_layers, vision_hidden_size and text_hidden_size, or attach the backbone it was trained with"
             )
-        if not isinstance(backbone, nn.Module):
-            loaded.truncate(config.taps[-1])  # a module may serve others, with taps of their own
+        if loaded.num_layers > config.backbone_layers:
+            logger.warning_once(
+                f"of the backbone's {loaded.num_layers} layers the first {config.backbone_layers} are used: "
+                "config.backbone_layers"
+            )
+        if not shared:
+            loaded.truncate(config.taps[-1])  # a module that is shared may serve others, with taps of their own
         loaded.require_taps(config.taps)
         if config.tail == "backbone" and loaded.tail_hidden_size != config.text_hidden_size:
             raise ValueError(

@@ -20,12 +20,14 @@ from .backbone_files import (
     weights_sha256,
 )
 from .dual_encoder import DualEncoderBackbone
+from .generative_backbone import GenerativeBackbone
 from .idefics3_backbone import Idefics3Backbone
 from .image_processors import made_image_size
 from .internvl_backbone import InternVLBackbone
 from .llava_backbone import LlavaBackbone
 from .packaged_backbones import packaged_backbone_folder
 from .paligemma_backbone import Gemma3Backbone, PaliGemmaBackbone
+from .prompt_format import PromptFormat
 from .qwen_vl_backbone import QwenVLBackbone
 
 ADAPTERS: tuple[type[Backbone], ...] = (
@@ -78,21 +80,17 @@ def load_backbone(
     if isinstance(override, Backbone):
         backbone = override
     elif isinstance(override, nn.Module):
-        backbone = _adapt(override, _settings(reference or {}))
+        backbone = _adapt(override, reference or {})
     elif override is None and reference is None:
         raise ValueError("the config names no backbone: pass backbone=<folder, Hub repository or module>")
     else:
         revision = reference.get("revision") if reference and override is None else None
         folder = backbone_folder(override if override is not None else _resolve(reference or {}), revision)
         adapter = adapter_of(backbone_model_type(folder), str(folder))
-        backbone = adapter.from_folder(folder, **_settings(reference or {}))
+        backbone = adapter.from_folder(folder, **_settings(reference or {}, adapter))
     if reference is not None:
         _require_same_weights(reference, backbone.sha256, override)
-        if reference.get("tokens_per_image") not in (None, backbone.tokens_per_image):
-            raise ValueError(
-                f"the backbone gives {backbone.tokens_per_image} tokens an image, the model was built for "
-                f"{reference['tokens_per_image']}: make it with that image_size and tokens_per_image"
-            )
+        _require_same_use(reference, backbone)
     return backbone
 
 
@@ -125,6 +123,7 @@ def describe_backbone(
     adapter = adapter_of(backbone_model_type(folder), str(folder))
     config = read_backbone_config(folder)
     prompted = adapter.prompt_format(folder, prompt)
+    around = None if prompted is None else [prompted.start, prompted.before, prompted.after]
     shape = adapter.shape_of(config, image_size or made_image_size(str(folder)), tokens_per_image)
     return {
         "source": source,
@@ -133,6 +132,7 @@ def describe_backbone(
         "sha256": weights_sha256(folder),
         "dtype": dtype,
         "prompt": None if prompted is None else prompted.name,
+        "around_images": around,
         **asdict(shape),
         "image_size": list(shape.image_size),
     }
@@ -158,22 +158,51 @@ def adapter_of(model_type: str, place: str) -> type[Backbone]:
     )
 
 
-def _settings(reference: dict[str, Any]) -> dict[str, Any]:
+def used_before(reference: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Arguments with which `describe_backbone` has the backbone in `folder` used as `reference`, or {}, says."""
+    settings = _settings(reference, adapter_of(backbone_model_type(folder), str(folder)))
+    prompt = settings["prompt"]
+    return {**settings, "prompt": prompt.name if isinstance(prompt, PromptFormat) else prompt}
+
+
+def _settings(reference: dict[str, Any], adapter: type[Backbone]) -> dict[str, Any]:
     """What of a reference an adapter is made with."""
-    size = reference.get("image_size")
+    size, around, prompt = reference.get("image_size"), reference.get("around_images"), reference.get("prompt")
+    if around is not None:
+        prompt = PromptFormat(around[0], around[1], around[2], name=prompt or "raw")
+    elif reference and "prompt" not in reference and issubclass(adapter, GenerativeBackbone):
+        prompt = "raw"  # as checkpoints had it that do not say
     return {
         "dtype": reference.get("dtype"),
         "image_size": None if size is None else (int(size[0]), int(size[1])),
         "tokens_per_image": reference.get("tokens_per_image"),
-        "prompt": reference.get("prompt"),
+        "prompt": prompt,
     }
 
 
-def _adapt(model: nn.Module, settings: dict[str, Any]) -> Backbone:
+def _require_same_use(reference: dict[str, Any], backbone: Backbone) -> None:
+    """Raises ValueError when a backbone is used otherwise than the reference says: by a module that was given."""
+    found = {
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "image_size": list(backbone.image_size),
+        "tokens_per_image": backbone.tokens_per_image,
+        "around_images": None if backbone.prompt is None else list(backbone.prompt[:3]),
+    }
+    for name, value in found.items():
+        expected = reference.get(name)
+        if expected is not None and value is not None and expected != value:
+            raise ValueError(
+                f"the backbone has {name}={value}, the model was built for {expected}: pass its folder, or "
+                "load_backbone(model.config.backbone, folder)"
+            )
+
+
+def _adapt(model: nn.Module, reference: dict[str, Any]) -> Backbone:
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type is None:
         raise TypeError(f"backbone is a {type(model).__name__}, pass a model of transformers or a folder")
     adapter = adapter_of(str(model_type), type(model).__name__)
+    settings = _settings(reference, adapter)
     backbone = adapter(model, settings["image_size"], tokens_per_image=settings["tokens_per_image"])
     if backbone.language_reads_vision:
         logger.warning_once(
@@ -210,5 +239,6 @@ __all__ = [
     "describe_backbone",
     "download_backbone",
     "load_backbone",
+    "used_before",
     "weights_sha256",
 ]

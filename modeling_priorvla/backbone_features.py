@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -130,6 +131,7 @@ class Backbone(nn.Module):
         self.model = model
         self.sha256 = sha256
         self.token_budget = tokens_per_image
+        self.prompt: PromptFormat | None = None  # what stands around images, where something does and is known
         for name, value in vars(self.shape_of(model.config, image_size, tokens_per_image)).items():
             setattr(self, name, value)
         self.last_layer = self.num_layers  # that can be tapped; see `truncate`
@@ -165,13 +167,15 @@ class Backbone(nn.Module):
         dtype: torch.dtype | str | None = None,
         image_size: tuple[int, int] | None = None,
         tokens_per_image: int | None = None,
-        prompt: str | None = None,
+        prompt: str | PromptFormat | None = None,
     ) -> Self:
         """The adapter around the weights in `folder`, which is of its kind.
 
-        `image_size` None is that of the image processor there; `prompt` (`chat`, `raw`): see `prompt_format`.
+        `image_size` None is that of the image processor there; `prompt` (`chat`, `raw`): see `prompt_format`, whose
+        result may be given too.
         """
-        prompted = cls.prompt_format(folder, prompt)  # refused before weights are read
+        # refused before weights are read
+        prompted = prompt if isinstance(prompt, PromptFormat) else cls.prompt_format(folder, prompt)
         options = {"use_safetensors": True, "local_files_only": True}
         model = cls.auto_class.from_pretrained(folder, dtype=dtype or "auto", **options)
         backbone = cls(model, image_size or made_image_size(str(folder)), weights_sha256(folder), tokens_per_image)
@@ -247,7 +251,7 @@ class Backbone(nn.Module):
         attention_mask: Tensor | None = None,
         taps: tuple[int, ...] | None = None,
     ) -> LanguageFeatures:
-        """Token ids (B, L), padded at the right, to token states at the layers `taps`, by default the last.
+        """Token ids (B, L), padded at either side, to token states at the layers `taps`, by default the last.
 
         `vision` may be None where `language_reads_vision` is false. Nothing of it is changed.
         """
@@ -266,12 +270,12 @@ class Backbone(nn.Module):
 
     def pooled(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Image tokens (..., rows x columns, d) averaged over cells, so that they are within the budget."""
-        size = pooled_grid(grid, self.token_budget)
-        if size == grid:
+        side = _cell_side(grid, self.token_budget)
+        if side == 1:
             return tokens
-        cells = tokens.unflatten(-2, grid).movedim(-1, -3)  # (..., d, rows, columns)
-        averaged = nn.functional.adaptive_avg_pool2d(cells.flatten(0, -4), size)
-        return averaged.unflatten(0, cells.shape[:-3]).flatten(-2).transpose(-1, -2)
+        image = tokens.unflatten(-2, grid).movedim(-1, -3)  # (..., d, rows, columns)
+        cells = nn.functional.avg_pool2d(image.flatten(0, -4), side, ceil_mode=True, count_include_pad=False)
+        return cells.unflatten(0, image.shape[:-3]).flatten(-2).transpose(-1, -2)
 
     def require_taps(self, taps: tuple[int, ...] | None) -> tuple[int, ...]:
         """`taps`, by default the last layer. Raises ValueError unless they ascend from 0 to `last_layer`."""
@@ -285,8 +289,7 @@ class Backbone(nn.Module):
 
 def interpolation(vision_config: Any, images: Tensor) -> dict[str, bool]:
     """What a vision encoder must be told to see `images` (N, 3, h, w) of another size than it was trained with."""
-    size = vision_config.image_size
-    trained = (size, size) if isinstance(size, int) else tuple(size)
+    trained = side_lengths(vision_config.image_size)
     # DINOv2 interpolates its position embedding unasked; the other ViTs of transformers want to be told.
     unasked = vision_config.model_type.startswith("dinov2")
     return {} if unasked or tuple(images.shape[-2:]) == trained else {"interpolate_pos_encoding": True}
@@ -295,16 +298,39 @@ def interpolation(vision_config: Any, images: Tensor) -> dict[str, bool]:
 def pooled_grid(grid: tuple[int, int], budget: int | None) -> tuple[int, int]:
     """Rows and columns of cells of k x k tokens, k the smallest with which they are at most `budget` (our choice).
 
-    Raises ValueError when `budget` is not positive.
+    Cells at the lower and right edge are smaller where k does not divide the grid. Raises ValueError when `budget` is
+    not positive.
     """
-    if budget is None:
-        return grid
-    if budget < 1:
+    side = _cell_side(grid, budget)
+    return -(-grid[0] // side), -(-grid[1] // side)
+
+
+def patch_grid(image_size: tuple[int, int], patch_size: int | Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of the whole patches in an image; what is left at its edges is not seen.
+
+    Raises ValueError when there is none.
+    """
+    height, width = side_lengths(patch_size)
+    rows, columns = image_size[0] // height, image_size[1] // width
+    if not rows * columns:
+        raise ValueError(
+            f"images of {tuple(image_size)} pixels are smaller than a patch of {(height, width)}: enlarge them"
+        )
+    return rows, columns
+
+
+def side_lengths(value: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of what a config of transformers gives as one number or as two."""
+    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def _cell_side(grid: tuple[int, int], budget: int | None) -> int:
+    if budget is not None and budget < 1:
         raise ValueError(f"tokens_per_image={budget} must be at least 1")
     side = 1
-    while (cells := (-(-grid[0] // side), -(-grid[1] // side)))[0] * cells[1] > budget:
+    while budget is not None and -(-grid[0] // side) * -(-grid[1] // side) > budget:
         side += 1
-    return cells
+    return side
 
 
 def present_cameras(pixel_values: Tensor, pixel_attention_mask: Tensor | None) -> Tensor:
@@ -347,6 +373,8 @@ __all__ = [
     "LanguageFeatures",
     "VisionFeatures",
     "interpolation",
+    "patch_grid",
     "pooled_grid",
     "present_cameras",
+    "side_lengths",
 ]

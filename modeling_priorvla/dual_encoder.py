@@ -14,8 +14,10 @@ from .backbone_features import (
     LanguageFeatures,
     VisionFeatures,
     interpolation,
+    patch_grid,
     pooled_grid,
     present_cameras,
+    side_lengths,
 )
 
 
@@ -34,7 +36,7 @@ class DualEncoderBackbone(Backbone):
         cls, config: Any, image_size: tuple[int, int] | None = None, tokens_per_image: int | None = None
     ) -> BackboneShape:
         vision = config.vision_config
-        image_size = image_size or _pair(vision.image_size)
+        image_size = image_size or side_lengths(vision.image_size)
         return BackboneShape(
             vision_hidden_size=vision.hidden_size,
             text_hidden_size=config.text_config.hidden_size,
@@ -47,12 +49,7 @@ class DualEncoderBackbone(Backbone):
 
     @classmethod
     def grid_of(cls, config: Any, image_size: tuple[int, int]) -> tuple[int, int]:
-        height, width = _pair(config.vision_config.patch_size)
-        if image_size[0] < height or image_size[1] < width:
-            raise ValueError(
-                f"images of {image_size} pixels are smaller than a patch of {(height, width)}: enlarge them"
-            )
-        return image_size[0] // height, image_size[1] // width
+        return patch_grid(image_size, config.vision_config.patch_size)
 
     def encode_vision(
         self, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None, taps: tuple[int, ...] | None = None
@@ -108,10 +105,6 @@ class DualEncoderBackbone(Backbone):
             )
         tapped = [last if layer == self.num_layers else output.hidden_states[layer] for layer in taps]
         return torch.stack(tapped, dim=1)[:, :, last.shape[1] - patches :]
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
 __all__ = ["DualEncoderBackbone"]

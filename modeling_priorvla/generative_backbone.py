@@ -22,8 +22,10 @@ from .backbone_features import (
     BackboneShape,
     LanguageFeatures,
     VisionFeatures,
+    patch_grid,
     pooled_grid,
     present_cameras,
+    side_lengths,
 )
 from .prompt_format import PROMPTS, PromptFormat, chat_format, chat_template
 
@@ -89,6 +91,7 @@ class GenerativeBackbone(Backbone):
     def put_around_images(self, prompt: PromptFormat, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         parts = (prompt.start, prompt.before, prompt.after)
+        self.prompt = prompt
         self.frame = ImageFrame(*(tuple(tokenizer.encode(part, add_special_tokens=False)) for part in parts))
 
     def _identity(self) -> dict[str, Any]:
@@ -130,8 +133,12 @@ class GenerativeBackbone(Backbone):
     @classmethod
     def image_size_of(cls, config: Any) -> tuple[int, int]:
         """(height, width) in pixels where nobody says another."""
-        size = config.vision_config.image_size
-        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        return side_lengths(config.vision_config.image_size)
+
+    @classmethod
+    def grid_of(cls, config: Any, image_size: tuple[int, int]) -> tuple[int, int]:
+        """As `Backbone.grid_of`; here a token a patch."""
+        return patch_grid(image_size, config.vision_config.patch_size)
 
     @classmethod
     def raw_prompt(cls, tokenizer: Any) -> PromptFormat:
@@ -316,6 +323,22 @@ class GenerativeBackbone(Backbone):
         return cast(Tensor, self.language_model.get_input_embeddings()(rows)).expand(batch, -1, -1)
 
 
+def shuffled_grid(config: Any, image_size: tuple[int, int], factor: int) -> tuple[int, int]:
+    """Rows and columns of an image's tokens where squares of `factor` x `factor` patches become one each.
+
+    Raises ValueError when its patches do not make whole squares, or the image is none itself.
+    """
+    patch = side_lengths(config.vision_config.patch_size)[0]
+    rows, columns = patch_grid(image_size, patch)
+    if image_size[0] != image_size[1] or rows % factor:
+        nearest = patch * factor * max(1, round(rows / factor))
+        raise ValueError(
+            f"{config.model_type!r} takes square images of a multiple of {factor} patches of {patch} pixels, got "
+            f"{tuple(image_size)}: use an image size of {nearest}"
+        )
+    return rows // factor, columns // factor
+
+
 def image_features(output: Any) -> Tensor:
     """What a `get_image_features` of transformers returned, as (N, P, d); releases differ in how they wrap it."""
     features = getattr(output, "pooler_output", output)
@@ -372,4 +395,12 @@ def _zero_where_masked(states: Tensor, mask: Tensor) -> Tensor:
     return states.masked_fill(~mask[:, None, :, None], 0)
 
 
-__all__ = ["GenerativeBackbone", "ImageFrame", "ImageTokens", "Prefix", "image_features", "require_whole_cache"]
+__all__ = [
+    "GenerativeBackbone",
+    "ImageFrame",
+    "ImageTokens",
+    "Prefix",
+    "image_features",
+    "require_whole_cache",
+    "shuffled_grid",
+]

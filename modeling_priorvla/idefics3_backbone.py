@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .generative_backbone import GenerativeBackbone, ImageTokens
+from .generative_backbone import GenerativeBackbone, ImageTokens, shuffled_grid
 from .prompt_format import PromptFormat
 
 
@@ -19,13 +19,7 @@ class Idefics3Backbone(GenerativeBackbone):
 
     @classmethod
     def grid_of(cls, config: Any, image_size: tuple[int, int]) -> tuple[int, int]:
-        side = config.vision_config.patch_size * config.scale_factor
-        if image_size[0] != image_size[1] or image_size[0] % side:
-            raise ValueError(
-                f"{config.model_type!r} takes square images whose side is a multiple of {side} pixels, got "
-                f"{image_size}: set another image size"
-            )
-        return image_size[0] // side, image_size[1] // side
+        return shuffled_grid(config, image_size, config.scale_factor)
 
     @classmethod
     def raw_prompt(cls, tokenizer: Any) -> PromptFormat:

@@ -20,10 +20,11 @@ def load_image_processor(place: str, image_size: tuple[int, int] | None = None, 
 
     By name and not through `AutoImageProcessor`: that prefers torchvision, and in transformers 5.17 cannot even be
     called without it. One that splits large images (Idefics3, SmolVLM) is told to make one square of each (our choice:
-    a camera costs the same number of tokens whatever its resolution).
+    a camera costs the same number of tokens whatever its resolution), and so are those that cut out further tiles.
 
     Args:
-        image_size: (height, width) in pixels of what it makes, the whole picture without a crop; None: its own.
+        image_size: (height, width) in pixels of what it makes. Where that is not its own size, it makes it of the whole
+            picture, without a crop.
 
     Raises:
         ValueError: when the class has no Pillow version, or no size of its own and none is given.
@@ -36,6 +37,11 @@ def load_image_processor(place: str, image_size: tuple[int, int] | None = None, 
     if image_processor is None:
         raise ValueError(f"{place}: image processor {name!r} has no Pillow version in transformers, use another one")
     loaded = cast(Any, image_processor.from_pretrained(place, **hub))
+    for tiles in ("crop_to_patches", "do_pan_and_scan"):
+        if getattr(loaded, tiles, False):
+            setattr(loaded, tiles, False)
+    if image_size == _made_size(settings):
+        image_size = None
     if hasattr(loaded, "do_image_splitting"):
         if image_size is not None:
             loaded.max_image_size = {"longest_edge": max(image_size)}
@@ -52,8 +58,10 @@ def made_image_size(place: str) -> tuple[int, int] | None:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(place, local_files_only=True)
     except OSError:
         return None
-    if _plain_name(settings) in PACKING:
-        return None
+    return None if _plain_name(settings) in PACKING else _made_size(settings)
+
+
+def _made_size(settings: dict[str, Any]) -> tuple[int, int] | None:
     if longest := (settings.get("max_image_size") or {}).get("longest_edge"):
         return int(longest), int(longest)  # of the Idefics3 family: squares, since an image is never split
     size = settings.get("crop_size" if settings.get("do_center_crop") else "size")

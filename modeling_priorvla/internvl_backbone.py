@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .generative_backbone import GenerativeBackbone, ImageTokens, image_features
+from .generative_backbone import GenerativeBackbone, ImageTokens, image_features, shuffled_grid
 from .prompt_format import PromptFormat
 
 
@@ -18,15 +18,7 @@ class InternVLBackbone(GenerativeBackbone):
 
     @classmethod
     def grid_of(cls, config: Any, image_size: tuple[int, int]) -> tuple[int, int]:
-        patch = config.vision_config.patch_size
-        patch = patch if isinstance(patch, int) else patch[0]
-        side = round(patch / config.downsample_ratio)
-        if image_size[0] != image_size[1] or image_size[0] % side:
-            raise ValueError(
-                f"{config.model_type!r} takes square images whose side is a multiple of {side} pixels, got "
-                f"{image_size}: set another image size"
-            )
-        return image_size[0] // side, image_size[1] // side
+        return shuffled_grid(config, image_size, round(1 / config.downsample_ratio))
 
     @classmethod
     def raw_prompt(cls, tokenizer: Any) -> PromptFormat:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .backbone_features import interpolation
 from .generative_backbone import GenerativeBackbone, ImageTokens, image_features
-from .prompt_format import PromptFormat
+from .prompt_format import PromptFormat, first_token
 
 
 class LlavaBackbone(GenerativeBackbone):
@@ -19,18 +19,8 @@ class LlavaBackbone(GenerativeBackbone):
     heads = GenerativeBackbone.heads | {"mask_token", "pooler"}
 
     @classmethod
-    def grid_of(cls, config: Any, image_size: tuple[int, int]) -> tuple[int, int]:
-        patch = config.vision_config.patch_size
-        if image_size[0] % patch or image_size[1] % patch:
-            raise ValueError(
-                f"the vision encoder takes images whose sides are multiples of {patch} pixels, got {image_size}"
-            )
-        return image_size[0] // patch, image_size[1] // patch
-
-    @classmethod
     def raw_prompt(cls, tokenizer: Any) -> PromptFormat:
-        begins = tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
-        return PromptFormat(start=tokenizer.bos_token if begins else "", text_template="\n{}")
+        return PromptFormat(start=first_token(tokenizer), text_template="\n{}")
 
     def is_unused(self, name: str) -> bool:
         """Beside heads: the vision layers behind the last one that is read, and the norm behind all of them."""

@@ -24,15 +24,6 @@ class PaliGemmaBackbone(GenerativeBackbone):
     attention: ClassVar[Attention] = "prefix"
 
     @classmethod
-    def grid_of(cls, config: Any, image_size: tuple[int, int]) -> tuple[int, int]:
-        patch = config.vision_config.patch_size
-        if image_size[0] % patch or image_size[1] % patch:
-            raise ValueError(
-                f"{config.model_type!r} takes images whose sides are multiples of {patch} pixels, got {image_size}"
-            )
-        return image_size[0] // patch, image_size[1] // patch
-
-    @classmethod
     def raw_prompt(cls, tokenizer: Any) -> PromptFormat:
         return PromptFormat(text_template=f"{tokenizer.bos_token or ''}{WORDS}\n")
 
@@ -55,7 +46,7 @@ class Gemma3Backbone(PaliGemmaBackbone):
     @classmethod
     def grid_of(cls, config: Any, image_size: tuple[int, int]) -> tuple[int, int]:
         pixels = config.vision_config.image_size
-        if image_size != (pixels, pixels):
+        if tuple(image_size) != (pixels, pixels):
             raise ValueError(
                 f"{config.model_type!r} takes images of {pixels} x {pixels} pixels, got {image_size}: its projector is "
                 "made for that size; ask for fewer tokens_per_image instead"

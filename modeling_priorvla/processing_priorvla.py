@@ -33,7 +33,7 @@ logger = logging.get_logger(__name__)
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
-SETTINGS = ("chunk_size", "max_text_length", "text_template")
+SAVED_SETTINGS = ("chunk_size", "max_text_length", "text_template")
 
 CameraImages = Mapping[str, Any]  # camera name -> uint8 array (height, width, 3) or PIL image
 
@@ -265,14 +265,14 @@ class PriorVLAProcessor(ProcessorMixin):
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         place = str(pretrained_model_name_or_path)
         settings, _ = cls.get_processor_dict(place, **hub)
-        overrides: dict[str, Any] = {name: kwargs[name] for name in ("embodiments", *SETTINGS) if name in kwargs}
+        overrides: dict[str, Any] = {name: kwargs[name] for name in ("embodiments", *SAVED_SETTINGS) if name in kwargs}
         if settings.get("image_processor") is not None:
             overrides.setdefault("image_processor", load_image_processor(place, **hub))
         if settings.get("tokenizer") is not None:
             overrides.setdefault("tokenizer", AutoTokenizer.from_pretrained(place, **hub))
         if "embodiments" not in overrides:
             overrides["embodiments"] = load_embodiments(cast(str, cached_file(place, EMBODIMENTS_FILE, **hub)))
-        saved: dict[str, Any] = {name: settings[name] for name in SETTINGS if name in settings}
+        saved: dict[str, Any] = {name: settings[name] for name in SAVED_SETTINGS if name in settings}
         return cls(**(saved | overrides))
 
     def to_dict(self) -> dict[str, Any]:
@@ -348,6 +348,10 @@ class PriorVLAProcessor(ProcessorMixin):
         pixels = pixels["pixel_values"]
         if pixels.ndim == 5:  # (examples, images, 3, h, w) where a processor groups them, as SmolVLM's
             pixels = pixels.flatten(0, 1)
+        if len(pixels) != len(frames + blank):
+            raise ValueError(
+                f"the image processor made {len(pixels)} images of {len(frames + blank)}: it must make one of each"
+            )
         pixel_values = torch.zeros(*present.shape, *pixels.shape[1:], dtype=pixels.dtype)
         pixel_values[present] = pixels[: len(frames)]
         return {"pixel_values": pixel_values, "pixel_attention_mask": present}
@@ -385,14 +389,14 @@ class PriorVLAProcessor(ProcessorMixin):
             )
         if template is None:
             return text  # the tokenizer cuts
-        words = instruction.split()
+        words = self.tokenizer(instruction, add_special_tokens=False, verbose=False)["input_ids"]
         while count > length and words:
-            words = words[:-1]
-            text = template.replace(WORDS, " ".join(words))
+            words = words[: length - count]  # one token may be decoded and read again as two: until it fits
+            text = template.replace(WORDS, self.tokenizer.decode(words))
             count = tokens_of(text)
-        if count > length:
+        if count > length or (instruction.strip() and not words):
             raise ValueError(
-                f"max_text_length={length} has no room for what stands around an instruction ({count} tokens): raise it"
+                f"max_text_length={length} has no room for an instruction beside what stands around it: raise it"
             )
         return text
 

@@ -24,13 +24,17 @@ class PromptFormat(NamedTuple):
 
 def chat_template(folder: Path, tokenizer: Any) -> str | None:
     """The chat template that lies with a backbone, in any of the places where transformers has written it."""
-    if isinstance(tokenizer.chat_template, str):
-        return tokenizer.chat_template
-    for file in (folder / "chat_template.jinja", folder / "chat_template.json"):
+    for file in (folder / "chat_template.json", folder / "chat_template.jinja"):  # a processor's, which knows images
         if file.is_file():
             text = file.read_text(encoding="utf-8")
             return str(json.loads(text)["chat_template"]) if file.suffix == ".json" else text
-    return None
+    return tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+
+
+def first_token(tokenizer: Any) -> str:
+    """The token that a tokenizer puts before every text, "" where it puts none."""
+    bos = tokenizer.bos_token_id
+    return str(tokenizer.bos_token) if bos is not None and tokenizer("")["input_ids"][:1] == [bos] else ""
 
 
 def chat_format(tokenizer: Any, template: str, placeholder: str, raw: PromptFormat) -> PromptFormat:
@@ -41,7 +45,7 @@ def chat_format(tokenizer: Any, template: str, placeholder: str, raw: PromptForm
         raw: whose `before` and `after` stand around every image: templates leave that to processors.
 
     Raises:
-        ValueError: when the template writes something else than images followed by words.
+        ValueError: when the template writes something else than images, all in the same way, followed by words.
     """
     content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": _MARK}]
     rendered = tokenizer.apply_chat_template(
@@ -55,8 +59,15 @@ def chat_format(tokenizer: Any, template: str, placeholder: str, raw: PromptForm
         )
     start, between, rest = parts
     ahead, behind = rest.split(_MARK)
+    if not ahead.startswith(between):
+        raise ValueError(
+            f"the chat template makes {rendered!r} of two images and a text: it does not treat every image alike, use "
+            "prompt='raw'"
+        )
+    first = first_token(tokenizer)
+    start = start if start.startswith(first) else first + start
     words = ahead.removeprefix(between) + WORDS + behind
     return PromptFormat(start, raw.before, raw.after + between, words, "chat")
 
 
-__all__ = ["PROMPTS", "WORDS", "PromptFormat", "chat_format", "chat_template"]
+__all__ = ["PROMPTS", "WORDS", "PromptFormat", "chat_format", "chat_template", "first_token"]

@@ -11,7 +11,7 @@ BODY = {"embodiments": ["arm"], "action_dims": [4], "state_dims": [3]}
 
 
 def test_backbone_layers_may_be_told_by_the_names_of_their_modules():
-    layers = {**BODY, "expert_layers": ["vision"] * 3, "tap_layers": ["embed_tokens", "model.layers.2", 4]}
+    layers = {**BODY, "expert_layers": ["vision"] * 3, "tap_layers": ["embed_tokens", "layers.2", 4]}
     config = PriorVLAConfig(fusion="joint", language=False, expert=layers, backbone_layers=4)
     assert config.expert.tap_layers == [0, 3, 4] and config.taps == (0, 3, 4)
     with pytest.raises(ValueError, match="tap_layers has 'norm': give a layer's number, or its name"):

@@ -16,10 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from priorvla.cli import main
+from priorvla.configuration.backbone_reference import BACKBONE_KEYS
 from priorvla.configuration.configuration_priorvla import PriorVLAConfig
 from priorvla.configuration.published_backbones import list_published_backbones, published_backbone
 from priorvla.configuration.recipe import RECIPES, list_recipes, load_recipe
-from priorvla.modeling_priorvla.backbone import load_backbone
+from priorvla.modeling_priorvla.backbone import describe_backbone, load_backbone
 from priorvla.modeling_priorvla.generative_backbone import ImageFrame
 from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
 from priorvla.modeling_priorvla.packaged_backbones import PACKAGED_BACKBONES
@@ -252,6 +253,21 @@ def test_a_prior_gives_its_expert(write_recipe, tiny_smolvlm, tiny_priors, tmp_p
     assert run.parameters["trajectory encoder"][0] == sum(p.numel() for p in prior.encoder.parameters())
 
 
+def test_over_a_vision_action_prior_the_backbone_is_used_as_that_prior_uses_it(write_recipe, tiny_smolvlm, tmp_path):
+    reference = describe_backbone(tiny_smolvlm, source="hub", name="tiny", image_size=(56, 56), dtype="bfloat16")
+    fields = {name: reference[name] for name in ("vision_hidden_size", "text_hidden_size")}
+    backbone = {key: reference[key] for key in BACKBONE_KEYS}
+    config = PriorVLAConfig(fusion="cross", language=False, backbone=backbone, backbone_layers=4, **fields)
+    PriorVLAModel(config).save_pretrained(tmp_path / "seeing")
+    file = write_recipe(tiny_smolvlm, {"prior": str(tmp_path / "seeing")})
+    content = yaml.safe_load(file.read_text())
+    del content["model"]["expert"]
+    file.write_text(yaml.safe_dump(content))
+    run = dry_run(file, cameras=1)
+    assert run.image_size == (56, 56) and run.tokens_per_image == 16
+    assert run.frame_bytes == 2 * len(run.config.taps) * (16 + run.words) * 32  # in bfloat16
+
+
 # --- what is wrong is said --------------------------------------------------------------------------------------------
 
 
@@ -263,7 +279,10 @@ def test_a_prior_gives_its_expert(write_recipe, tiny_smolvlm, tiny_priors, tmp_p
         ({"model": {"fusions": "x"}}, "'fusions' is unknown, did you mean 'fusion'"),
         ({"kind": "action"}, "kind is 'action', a dry run is of rungs 2 and 3"),
         ({"fusion": "crosses"}, "fusion='crosses' is unknown"),
-        ({"image_size": 100, "backbone": "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"}, "multiple of 64 pixels"),
+        (
+            {"image_size": 100, "backbone": "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"},
+            "of 4 patches of 16 pixels",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_recipe_is_said_with_its_remedy(recipe, says, tmp_path):
@@ -279,6 +298,8 @@ def test_what_is_wrong_with_a_recipe_is_said_with_its_remedy(recipe, says, tmp_p
         (["info"], "name a checkpoint, or a recipe with --dry-run"),
         (["info", "a", "--dry-run", "vla_small"], "leave checkpoints and --dataset out"),
         (["info", "--dry-run", "no_such"], "neither a file nor a shipped recipe"),
+        (["info", "--dry-run", "vla_small", "--cameras", "0"], "--cameras 0 must be at least 1"),
+        (["info", "--dry-run", "vla_small", "--words", "-3"], "--words -3 must be at least 1"),
     ],
 )
 def test_the_command_says_how_it_is_used(arguments, says, capsys):

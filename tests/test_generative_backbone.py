@@ -105,7 +105,7 @@ def test_what_it_cannot_do_is_said(backbone: GenerativeBackbone) -> None:
             backbone.encode_language(missing, WORDS)
     with pytest.raises(ValueError, match="3 rows are to continue from 2"):
         backbone.encode_language(vision, WORDS[:1].expand(3, -1))
-    with pytest.raises(ValueError, match=r"square images whose side is a multiple of 14 pixels, got \(28, 42\)"):
+    with pytest.raises(ValueError, match=r"square images of a multiple of 2 patches of 7 pixels, got \(28, 42\)"):
         backbone.encode_vision(torch.zeros(1, 1, 3, 28, 42))
 
 

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, set_seed
 from priorvla.configuration.backbone_reference import BACKBONE_KEYS
 from priorvla.configuration.configuration_priorvla import PriorVLAConfig
 from priorvla.modeling_priorvla.attached_backbone import TRAINED
-from priorvla.modeling_priorvla.backbone import describe_backbone
+from priorvla.modeling_priorvla.backbone import describe_backbone, load_backbone
 from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from priorvla.training.data.live_observations import LiveObservationDataset
@@ -273,6 +273,20 @@ def test_a_checkpoint_without_a_tensor_that_was_trained_is_refused_by_its_name(m
 
 
 @pytest.mark.parametrize("training", TRAININGS)
+def test_a_trained_backbone_has_no_layers_that_nobody_reads(tiny_smolvlm, bodies, tiny_fields, tmp_path, training):
+    sizes = describe_backbone(tiny_smolvlm, source="hub", name="tiny")
+    fields = {name: sizes[name] for name in ("vision_hidden_size", "text_hidden_size")}
+    expert = {**tiny_fields["expert"], **expert_dims(bodies)}
+    config = PriorVLAConfig(fusion="cross", backbone_layers=2, backbone_training=training, expert=expert, **fields)
+    module = load_backbone(None, tiny_smolvlm)
+    model = PriorVLAModel(config).attach_backbone(module)
+    assert len(model.backbone.language_model.layers) == 2 and len(module.language_model.layers) == 4
+    model.save_pretrained(tmp_path)
+    again = PriorVLAModel.from_pretrained(tmp_path, backbone=module)
+    assert not differing(weights_of(model.backbone), weights_of(again.backbone))
+
+
+@pytest.mark.parametrize("training", ["lora", "full"])
 def test_a_backbone_that_is_attached_later_is_the_trained_one_too(make_model, folder, tmp_path, training):
     model = make_model(training)
     with torch.no_grad():

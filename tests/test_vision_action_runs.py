@@ -392,6 +392,28 @@ def test_only_the_first_layers_of_a_language_model_are_loaded_where_only_they_ar
     assert len(model.backbone.language_model.layers) == 2
 
 
+def test_a_resumed_run_reads_the_same_layers_of_the_same_backbone(folder, command, capsys):
+    arguments = ("train", "--fusion", "latent", "--listening", "0")
+    shape = {**SIGHT, "fusion_transformer": {"hidden_size": 16, "num_hidden_layers": 1}}
+    assert command("resumed", *arguments, model=shape, training={"save_steps": 1}) == 0
+    capsys.readouterr()
+    more = {"max-steps": 2, "training": {"save_steps": 1}}
+    assert command("resumed", *arguments, "--resume", model={**shape, "backbone_layers": 1}, **more) == 2
+    assert "began with backbone_layers=2, now it would be 1" in capsys.readouterr().err
+    file = folder / "resumed" / "checkpoint-1" / "config.json"
+    config = json.loads(file.read_text())
+    for key in ("image_size", "tokens_per_image", "prompt", "around_images"):  # as an older release wrote it
+        del config["backbone"][key]
+    file.write_text(json.dumps(config))
+    assert command("resumed", *arguments, "--resume", model=shape, **more) == 0
+
+
+def test_a_recipe_cannot_say_that_the_backbone_was_another(folder, command):
+    named = {**SIGHT, "backbone": {"source": "hub", "name": "somebody/else"}}
+    assert command("named", "train", "--fusion", "cross", "--listening", "0", model=named) == 0
+    assert config_of(folder / "named")["backbone"]["name"] != "somebody/else"
+
+
 # --- what later runs keep ---------------------------------------------------------------------------------------------
 
 

@@ -90,6 +90,9 @@ def dry_run(recipe: str | Path, *, cameras: int | None = None, words: int = WORD
         ValueError: naming what is unknown in the recipe, the backbone, or impossible together.
         FileNotFoundError: there is no such recipe.
     """
+    for option, value in (("--cameras", cameras), ("--words", words)):
+        if value is not None and value < 1:
+            raise ValueError(f"{option} {value} must be at least 1")
     asked = DryRunRecipe.read(recipe, cameras)
     known = known_backbone(asked.backbone)
     with meta_pass() as count:

@@ -7,6 +7,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
 from ..configuration.configuration_priorvla import PriorVLAConfig
 from ..configuration.recipe import checked_fields, load_recipe, require_known
 from .observing_arguments import ObservingTrainingArguments
@@ -48,17 +50,18 @@ class DryRunRecipe:
         options = _options(recipe)
         sees_only = options.get("kind") == "vision-action"
         model = checked_fields(PriorVLAConfig, options.get("model") or {}, "model")
-        model["num_cameras"] = cameras or model.get("num_cameras", CAMERAS)
+        model["num_cameras"] = model.get("num_cameras", CAMERAS) if cameras is None else cameras
         model["fusion"] = options.get("fusion") or (PRIOR_FUSION if sees_only else POLICY_FUSION)
         model["language"] = not sees_only
         owner = ObservingTrainingArguments if sees_only else VLATrainingArguments
+        seen = _seen_with(options.get("prior"))
         side = options.get("image_size")
         return cls(
             name=str(recipe),
             backbone=str(options.get("backbone", VLAOptions.backbone)),
-            dtype=options.get("backbone_dtype"),
-            image_size=None if side is None else (side, side),
-            tokens_per_image=options.get("image_tokens"),
+            dtype=options.get("backbone_dtype", seen.get("dtype")),
+            image_size=seen.get("image_size") if side is None else (side, side),
+            tokens_per_image=options.get("image_tokens", seen.get("tokens_per_image")),
             model=model,
             prior=options.get("prior"),
             insertion=options.get("insertion"),
@@ -90,6 +93,15 @@ class DryRunRecipe:
             yield "With gradient checkpointing the activations of one layer at a time come on top."
         if "adamw" not in str(training["optim"]).lower():
             yield f"The optimizer's states are counted as AdamW's, the recipe asks for {training['optim']}."
+
+
+def _seen_with(prior: str | None) -> dict[str, Any]:
+    """How a vision-action prior has learned to see with its backbone, which `train` keeps to."""
+    reference = None if prior is None else getattr(AutoConfig.from_pretrained(prior), "backbone", None)
+    seen = dict(reference or {})
+    if seen.get("image_size") is not None:
+        seen["image_size"] = tuple(seen["image_size"])
+    return seen
 
 
 def _options(recipe: str | Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ..modeling_priorvla.flow_draws import FlowDraws
 from ..modeling_priorvla.image_processors import made_image_size
 from ..modeling_priorvla.modeling_action_prior import ActionPriorModel
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
-from ..modeling_priorvla.packaged_backbones import PACKAGED_BACKBONES, packaged_backbone_folder
+from ..modeling_priorvla.packaged_backbones import PACKAGED_BACKBONES
 
 META = torch.device("meta")
 
@@ -39,13 +39,16 @@ def known_backbone(name: str) -> KnownBackbone:
 
     Raises ValueError naming the published ones when it is none of these.
     """
-    folder = _folder_of(name)
+    published = published_backbone(name)
+    if name in PACKAGED_BACKBONES:  # to make its folder out of packages takes a while
+        assert published is not None
+        return KnownBackbone(AutoConfig.for_model(**published.config), published.image_size, "out of packages")
+    is_folder = Path(name).is_dir()
     try:
-        config = AutoConfig.from_pretrained(folder or name, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):
-        if folder is not None:
+        if is_folder:
             raise
-        published = published_backbone(name)
         if published is None:
             raise ValueError(
                 f"backbone {name!r} is no folder, not in the Hub cache, and its published shape is not known here; "
@@ -53,18 +56,9 @@ def known_backbone(name: str) -> KnownBackbone:
                 "--include '*.json'"
             ) from None
         return KnownBackbone(AutoConfig.for_model(**published.config), published.image_size, "published shape")
-    origin = "its config in the Hub cache" if folder is None else "its own config"
-    return KnownBackbone(config, made_image_size(str(folder or name)), origin)
-
-
-def _folder_of(name: str) -> Path | None:
-    """Where the backbone's files are, None when they are elsewhere or nowhere here."""
-    if name in PACKAGED_BACKBONES:
-        try:
-            return packaged_backbone_folder(name)
-        except ImportError:
-            return None
-    return Path(name) if Path(name).is_dir() else None
+    return KnownBackbone(
+        config, made_image_size(name), "its own config" if is_folder else "its config in the Hub cache"
+    )
 
 
 def meta_backbone(

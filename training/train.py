@@ -20,7 +20,7 @@ from ..configuration.embodiment import Embodiment
 from ..configuration.expert_layout import Insertion
 from ..configuration.recipe import checked_fields
 from ..hub_cards.checkpoints import kind_of
-from ..modeling_priorvla.backbone import describe_backbone, download_backbone
+from ..modeling_priorvla.backbone import describe_backbone, download_backbone, used_before
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from ..modeling_priorvla.packaged_backbones import PACKAGED_BACKBONES, packaged_backbone_folder
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
@@ -53,13 +53,16 @@ from .vision_action_prior_trainer import VisionActionPriorTrainer, VisionActionP
 from .vla_arguments import VLATrainingArguments
 from .vla_trainer import VLATrainer, distillation_steps
 
-SETTINGS = {  # options of how the backbone is used -> keys of its reference
+BACKBONE_OPTIONS = {  # options of how the backbone is used -> keys of its reference
     "backbone_dtype": "dtype",
     "image_size": "image_size",
     "image_tokens": "tokens_per_image",
     "prompt": "prompt",
 }
-RESUMED = ("fusion", "language", "gate", "use_latent", "use_history", "tail", "backbone", "backbone_training", "lora")
+RESUMED = (
+    *("fusion", "language", "gate", "use_latent", "use_history", "tail"),
+    *("backbone", "backbone_layers", "backbone_training", "lora"),
+)
 
 
 def pretrain_vision_action_prior(options: VisionPriorOptions) -> VisionActionPriorTrainer:
@@ -110,7 +113,7 @@ class _Run:
         }  # it may need a prior's encoder
         PriorVLAConfig(**{"fusion": options.fusion or fusion, **early})  # a wrong value is refused before data are read
         self.sources, self.weights = load_sources(options.datasets, frames=True)
-        folder, reference = _find_backbone(options.backbone, _settings(options, start))
+        folder, reference = _find_backbone(options, start)
         parts = [split_episodes(source, options.holdout, options.seed) for source in self.sources]
         self.training, self.held_out = [part[0] for part in parts], [part[1] for part in parts if len(part[1])]
         if isinstance(options, VisionPriorOptions):
@@ -126,7 +129,9 @@ class _Run:
             _require_same_backbone(options, start, reference)
             self.model = _from_vision_action_prior(options, fields)
         else:
-            fields = {**_backbone_fields(reference), **fields, "num_cameras": _most_cameras(embodiments)}
+            layers = fields.get("backbone_layers", reference["num_layers"])
+            fields |= {**_backbone_fields(reference), "backbone_layers": layers}
+            fields["num_cameras"] = _most_cameras(embodiments)
             self.model = _build_model(options, start, fields, embodiments, fusion)
         if options.resume:
             _require_same_model(options, self.model.config)
@@ -246,7 +251,12 @@ def _require_same_backbone(options: ObservingOptions, start: _Start, reference: 
             f"--backbone {options.backbone}: the vision-action prior {options.prior} has learned to see with "
             f"{own.get('name')!r}, whose weights these are not: use that one"
         )
-    for option, name in SETTINGS.items():
+    if own.get("around_images") not in (None, reference["around_images"]):
+        raise ValueError(
+            f"--backbone {options.backbone}: what stands around images there is {reference['around_images']}, the "
+            f"vision-action prior {options.prior} has learned to see with {own['around_images']}: use its chat template"
+        )
+    for option, name in BACKBONE_OPTIONS.items():
         known = name in own or getattr(options, option) is not None  # older checkpoints do not say everything
         if known and own.get(name) != reference[name]:
             raise ValueError(
@@ -261,11 +271,21 @@ def _require_same_model(options: ObservingOptions, config: PriorVLAConfig) -> No
     now = config.to_dict()
     began, now = ({**fields, **fields["expert"]} for fields in (began, now))
     for name in (*RESUMED, "expert_layers", "tap_layers"):
-        if began.get(name) != now.get(name):
+        if _known(began, name) != _known(now, name, began):
             raise ValueError(
                 f"--resume: the run in {options.output_dir} began with {name}={began.get(name)}, now it would be "
                 f"{now.get(name)}: resume it with the same options"
             )
+
+
+def _known(config: dict[str, Any], name: str, as_of: dict[str, Any] | None = None) -> Any:
+    """A field of a config; of its backbone what the config `as_of`, by default itself, says of one.
+
+    Older checkpoints do not say everything.
+    """
+    value = config.get(name)
+    said = ((as_of or config).get(name) or {}) if name == "backbone" else {}
+    return {key: (value or {}).get(key) for key in said} if said else value
 
 
 def _chunk_size(model_fields: dict[str, Any]) -> int:
@@ -299,31 +319,28 @@ def _told(setting: Any) -> str:
     return "what its backbone has itself" if setting is None else str(setting)
 
 
-def _settings(options: ObservingOptions, start: _Start) -> dict[str, Any]:
-    """How the backbone is used: as the options say, else as the prior has learned to see with it."""
-    asked = {name: getattr(options, option) for option, name in SETTINGS.items()}
+def _find_backbone(options: ObservingOptions, start: _Start) -> tuple[Path, dict[str, Any]]:
+    """The folder of a backbone and what `describe_backbone` says of it, used as the options say, else as the prior has
+    learned to see with it."""
+    name = options.backbone
+    if name in PACKAGED_BACKBONES:
+        folder, source = packaged_backbone_folder(name), "package"
+    elif Path(name).is_dir():  # a local copy: the config names it by its last component, never by this machine's path
+        folder, source, name = Path(name), "hub", Path(name).resolve().name
+    else:
+        folder, source = download_backbone(name), "hub"
+    asked = {key: getattr(options, option) for option, key in BACKBONE_OPTIONS.items()}
     if options.image_size is not None:
         asked["image_size"] = (options.image_size, options.image_size)
-    return {name: start.backbone.get(name) if value is None else value for name, value in asked.items()}
-
-
-def _find_backbone(name: str, settings: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The folder of a backbone and what `describe_backbone` says of it."""
-    if name in PACKAGED_BACKBONES:
-        folder = packaged_backbone_folder(name)
-        return folder, describe_backbone(folder, source="package", name=name, **settings)
-    folder = Path(name)
-    if folder.is_dir():  # a local copy: the config names it by its last component, never by this machine's path
-        return folder, describe_backbone(folder, source="hub", name=folder.resolve().name, **settings)
-    folder = download_backbone(name)
-    return folder, describe_backbone(folder, source="hub", name=name, **settings)
+    before = used_before(start.backbone, folder)
+    settings = {key: before[key] if value is None else value for key, value in asked.items()}
+    return folder, describe_backbone(folder, source=source, name=name, **settings)
 
 
 def _backbone_fields(reference: dict[str, Any]) -> dict[str, Any]:
     """What a config says of its backbone."""
     return {
         "backbone": {key: reference[key] for key in BACKBONE_KEYS},
-        "backbone_layers": reference["num_layers"],
         "vision_hidden_size": reference["vision_hidden_size"],
         "text_hidden_size": reference["text_hidden_size"],
     }
