@@ -210,6 +210,8 @@ class MotionConfig(PreTrainedConfig):
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if not __name__.startswith("transformers_modules."):
+            kwargs.pop("auto_map", None)  # names code that is saved by a checkpoint's own copy of this module alone
         if not isinstance(self.expert, PreTrainedConfig):
             self.expert = ExpertConfig(**(self.expert or {}))
         if isinstance(self.encoder, dict):

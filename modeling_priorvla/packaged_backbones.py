@@ -84,8 +84,8 @@ def packaged_backbone_folder(name: str) -> Path:
     """The transformers folder of a packaged backbone, rebuilt into the cache on first use.
 
     The dual encoder takes a few seconds and 180 MB, the Llava half a minute and 630 MB. The cache is
-    `$PRIORVLA_CACHE/backbones` or `~/.cache/priorvla/backbones`. The folder appears in one rename, so an interrupted
-    build leaves nothing that could be read, and two processes may build at once.
+    `$PRIORVLA_CACHE/backbones`, or `priorvla/backbones` in the user's `.cache`. The folder appears in one rename, so
+    an interrupted build leaves nothing that could be read, and two processes may build at once.
 
     Raises:
         ValueError: on an unknown name, or when another version of a distribution is installed.
@@ -250,14 +250,14 @@ def dinov2_state_dict(onnx_file: Path) -> dict[str, Tensor]:
     def folded(node: Any) -> str:
         return next(name for name in node.input if name in initializers)
 
-    nodes = {node.name: node for node in graph.node}
+    nodes = {node.name.removeprefix("/"): node for node in graph.node}
     state = {name.removeprefix("backbone."): read(name) for name in initializers if name.startswith("backbone.")}
     for name, node in nodes.items():
-        if name.startswith("/backbone/encoder/") and node.op_type == "MatMul" and set(node.input) & set(initializers):
-            module = name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
+        if name.startswith("backbone/encoder/") and node.op_type == "MatMul" and set(node.input) & set(initializers):
+            module = name.removeprefix("backbone/").removesuffix("/MatMul").replace("/", ".")
             state[f"{module}.weight"] = read(folded(node)).T.contiguous()
-    class_position = read(folded(nodes["/backbone/embeddings/Concat_6"]))
-    patch_positions = read(folded(nodes["/backbone/embeddings/Reshape_1"]))
+    class_position = read(folded(nodes["backbone/embeddings/Concat_6"]))
+    patch_positions = read(folded(nodes["backbone/embeddings/Reshape_1"]))
     state["embeddings.position_embeddings"] = torch.cat([class_position, patch_positions], dim=1)
     state["embeddings.mask_token"] = torch.zeros(1, class_position.shape[-1])  # for masked training only, not exported
     return state

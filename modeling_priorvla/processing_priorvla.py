@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file, logging
 
 from ..configuration.embodiment import EMBODIMENTS_FILE, Embodiment, load_embodiments, save_embodiments
@@ -247,6 +248,8 @@ class PriorVLAProcessor(ProcessorMixin):
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         files = [str(folder / "processor_config.json"), str(save_embodiments(self._embodiments, folder))]
+        if self._auto_class is not None:  # loaded from a checkpoint that brings its code: that goes along
+            files += map(str, custom_object_save(self, folder, config=cast(Any, self)))
         self.to_json_file(files[0])
         if self.tokenizer is not None:
             self.tokenizer._set_processor_class(type(self).__name__)
@@ -269,7 +272,8 @@ class PriorVLAProcessor(ProcessorMixin):
         if settings.get("image_processor") is not None:
             overrides.setdefault("image_processor", load_image_processor(place, **hub))
         if settings.get("tokenizer") is not None:
-            overrides.setdefault("tokenizer", AutoTokenizer.from_pretrained(place, **hub))
+            # transformers' own class, whatever code the place brings: else its AutoConfig asks at the terminal.
+            overrides.setdefault("tokenizer", AutoTokenizer.from_pretrained(place, trust_remote_code=False, **hub))
         if "embodiments" not in overrides:
             overrides["embodiments"] = load_embodiments(cast(str, cached_file(place, EMBODIMENTS_FILE, **hub)))
         saved: dict[str, Any] = {name: settings[name] for name in SAVED_SETTINGS if name in settings}
