@@ -27,12 +27,17 @@ if TYPE_CHECKING:
     from .deployment.policy import PriorVLAPolicy as PriorVLAPolicy
     from .hub_cards.publishing import load_card as load_card
     from .hub_cards.publishing import publish as publish
+    from .hub_cards.searching import list_priors as list_priors
+    from .modeling_priorvla.adapters import add_adapter as add_adapter
+    from .modeling_priorvla.adapters import load_adapter as load_adapter
+    from .modeling_priorvla.adapters import merge_adapter as merge_adapter
     from .modeling_priorvla.modeling_action_prior import ActionPriorModel as ActionPriorModel
     from .modeling_priorvla.modeling_priorvla import PriorVLAModel as PriorVLAModel
     from .modeling_priorvla.processing_priorvla import PriorVLAProcessor as PriorVLAProcessor
     from .modeling_priorvla.transfer import TransferReport as TransferReport
     from .training.action_prior_arguments import ActionPriorTrainingArguments as ActionPriorTrainingArguments
     from .training.action_prior_trainer import ActionPriorTrainer as ActionPriorTrainer
+    from .training.adapter_presets import lora_config as lora_config
     from .training.component_weights import component_weights as component_weights
     from .training.data.embodiment_fitting import expert_dims as expert_dims
     from .training.data.embodiment_fitting import fit_embodiments as fit_embodiments
@@ -75,15 +80,20 @@ _HOMES = {
     "VLATrainingArguments": "training.vla_arguments",
     "VisionActionPriorTrainer": "training.vision_action_prior_trainer",
     "VisionActionPriorTrainingArguments": "training.vision_action_prior_trainer",
+    "add_adapter": "modeling_priorvla.adapters",
     "component_weights": "training.component_weights",
     "draw_observations": "training.instruction_sampling",
     "evaluate_policy": "deployment.evaluation",
     "expert_dims": "training.data.embodiment_fitting",
     "fit_embodiments": "training.data.embodiment_fitting",
     "language_sensitivity": "training.language_sensitivity",
+    "list_priors": "hub_cards.searching",
+    "load_adapter": "modeling_priorvla.adapters",
     "load_card": "hub_cards.publishing",
     "load_embodiment": "configuration.embodiment_registry",
     "load_trajectories": "training.data.readers",
+    "lora_config": "training.adapter_presets",
+    "merge_adapter": "modeling_priorvla.adapters",
     "publish": "hub_cards.publishing",
 }
 _CONFIGS = ("ActionPriorConfig", "PriorVLAConfig")

@@ -13,12 +13,11 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from .configuration.recipe import list_recipes, load_recipe, require_known
+from .cli_recipes import parse
+from .configuration.recipe import list_recipes
 
 DESCRIPTION = "A robot learns to move before it learns to see and to listen."
 EPILOG = "`priorvla COMMAND --help` explains a command. Every option can also stand in a YAML file given by --config."
-
-NESTED = ("model", "training", "embodiments")  # mappings that only a --config file can hold
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        options = vars(_parse(parser, arguments))
+        options = vars(parse(parser, arguments))
         run = options.pop("run")
         if run is None:
             parser.print_help()
@@ -59,8 +58,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_pretrain(commands)
     _add_train(commands)
+    _add_finetune(commands)
     _add_evaluate(commands)
     _add_info(commands)
+    _add_publish(commands)
     return parser
 
 
@@ -158,6 +159,35 @@ def _add_train(commands: Any) -> None:
     command.add_argument("--listening", type=int, default=32, help="observations to measure on whether it listens")
 
 
+def _add_finetune(commands: Any) -> None:
+    command = _command(
+        commands,
+        "finetune",
+        _finetune,
+        "Teach a published policy a new robot, or a known one, from a few demonstrations.",
+    )
+    _add_run_options(command, max_steps=1000)
+    command.add_argument("--base", help="folder or Hub id of the policy to start from")
+    command.add_argument("--embodiment", metavar="NAME", help="the robot, new or one of --base; default: the dataset's")
+    command.add_argument(
+        "--preset",
+        choices=("expert", "backbone", "all", "expert-only", "full"),
+        default="all",
+        help="LoRA beside the layers of expert, backbone or all; whole weights: expert-only, or full with the backbone",
+    )
+    command.add_argument("--rank", type=int, default=16, help="of LoRA's maps")
+    command.add_argument("--alpha", type=int, help="of LoRA; default: twice the rank")
+    command.add_argument("--like", metavar="NAME", help="a robot of --base that a new one starts from")
+    command.add_argument(
+        "--backbone", default="auto", help="folder or Hub id to take the backbone from; auto: what --base names"
+    )
+    command.add_argument("--frame-stride", type=int, default=1, help="a window starts at every so many steps")
+    command.add_argument("--cache-dir", type=Path, help="of backbone features; default: in --output-dir")
+    command.add_argument("--max-cache-gb", type=float, default=20.0, help="refuse a larger feature cache")
+    command.set_defaults(lora=None)
+    command.epilog = f"{command.epilog} lora: holds further fields of peft's LoraConfig, such as use_dora."
+
+
 def _add_sight_options(command: argparse.ArgumentParser, when: str, fusion: str) -> None:
     command.add_argument("--control", action="store_true", help=f"{when}--prior's architecture, but random weights")
     command.add_argument(
@@ -219,6 +249,21 @@ def _add_info(commands: Any) -> None:
     command.add_argument(
         "--tflops", type=float, default=40.0, help="with --dry-run: 10^12 operations a second that are sustained"
     )
+
+
+def _add_publish(commands: Any) -> None:
+    command = _command(commands, "publish", _publish, "Share a checkpoint: on the Hub, or as a folder for others.")
+    command.epilog = "The Hub's token is that of HF_TOKEN or of `hf auth login`."
+    command.add_argument("checkpoint", help="folder of a trained prior or policy")
+    command.add_argument("destination", help="Hub id (owner/name), or a new folder (./name)")
+    command.add_argument("--license", help="of the weights, by the Hub's identifier: apache-2.0, mit, cc-by-4.0, ...")
+    command.add_argument("--public", action="store_true", help="Hub: everybody sees it; default: only you")
+    command.add_argument("--code", action="store_true", help="with the model's code, for use without this package")
+    command.add_argument("--name", help="the card's title; default: its own")
+    command.add_argument("--base-model", metavar="ID", help="Hub id of the checkpoint that this one started from")
+    command.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
+    command.add_argument("--message", help="Hub: of the commit")
+    command.add_argument("--revision", metavar="BRANCH", help="Hub: branch to commit to; default: main")
 
 
 def _add_inspect(commands: Any) -> None:
@@ -303,6 +348,18 @@ def _train(options: dict[str, Any]) -> None:
         train_vla(run)
 
 
+def _finetune(options: dict[str, Any]) -> None:
+    _require(options, "base", "dataset", "output_dir")
+    from .training.finetune_options import FinetuneOptions
+
+    run = FinetuneOptions(datasets=options.pop("dataset"), **options)
+    run.check()
+    with _told_when_stopped(run.after_stop):
+        from .training.finetune import finetune
+
+        finetune(run)
+
+
 def _evaluate(options: dict[str, Any]) -> None:
     _require(options, "tasks", "output_dir")
     from .deployment.evaluation_arguments import check_evaluation
@@ -353,67 +410,27 @@ def _info(options: dict[str, Any]) -> None:
     print(compare_motion(checkpoints, dataset, options["output_dir"], options["seed"]))
 
 
+def _publish(options: dict[str, Any]) -> None:
+    _require(options, "license")
+    from .hub_cards.checkpoints import is_hub_id, require_checkpoint
+
+    checkpoint, destination = options.pop("checkpoint"), options.pop("destination")
+    require_checkpoint(checkpoint, "checkpoint")
+    with _told_when_stopped(lambda: "Nothing was published, or all of it: the same command starts again."):
+        from .hub_cards.publish_checkpoint import publish_checkpoint
+
+        public, message = options.pop("public"), options.pop("message")
+        done = publish_checkpoint(checkpoint, destination, private=not public, commit_message=message, **options)
+    seen = ("everybody" if public else "you alone") if is_hub_id(destination) else "whoever you give it to"
+    print(f"Published: {done}, for {seen}\nNext: priorvla info {destination}")
+
+
 def _inspect(options: dict[str, Any]) -> int:
     from .training.inspection.inspection_options import InspectionOptions, run_inspection
 
     inspection = InspectionOptions(**options)
     inspection.check()
     return run_inspection(inspection)
-
-
-def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-    """The command line over the values of its --config file, over the defaults."""
-    options = parser.parse_args(arguments)
-    file = vars(options).pop("config", None)
-    if file is None:
-        return options
-    recipe = load_recipe(file)
-    command = _subparser(parser, arguments[0])
-    known = {action.dest: action for action in command._actions if action.dest not in ("help", "config")}
-    nested = [name for name in NESTED if name in vars(options)]
-    require_known(recipe, [*known, *nested], str(file))
-    for name, value in recipe.items():
-        if name in nested:
-            if not isinstance(value, dict):
-                raise ValueError(f"{file}: {name} must be a mapping, got {type(value).__name__}")
-        else:
-            recipe[name] = _converted(known[name], value, file)
-    command.set_defaults(**recipe)
-    options = parser.parse_args(arguments)
-    del options.config
-    return options
-
-
-def _converted(action: argparse.Action, value: Any, file: str) -> Any:
-    """A YAML value as the command line would have given it."""
-    name = action.dest.replace("_", "-")
-    if value is None:
-        if action.default is not None:
-            raise ValueError(f"{file}: {name} is empty: give it a value, or leave it out")
-        return None
-    if action.nargs in ("+", "*"):
-        return [str(entry) for entry in (value if isinstance(value, list) else [value])]
-    if isinstance(action.default, bool):
-        if not isinstance(value, bool):
-            raise ValueError(f"{file}: {name} must be true or false, got {value!r}")
-        return value
-    convert: Any = action.type or str
-    try:
-        if isinstance(value, (list, dict)):
-            raise ValueError
-        converted = convert(str(value))
-    except ValueError:
-        expected = {int: "a whole number", float: "a number"}.get(convert, "one value")
-        raise ValueError(f"{file}: {name} must be {expected}, got {value!r}") from None
-    if action.choices is not None and converted not in action.choices:
-        raise ValueError(f"{file}: {name}={value!r}, use one of {', '.join(map(str, action.choices))}")
-    return converted
-
-
-def _subparser(parser: argparse.ArgumentParser, name: str) -> argparse.ArgumentParser:
-    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    subparser: argparse.ArgumentParser = actions[0].choices[name]
-    return subparser
 
 
 def _tasks(environment: str, names: list[str]) -> list[str]:

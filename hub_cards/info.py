@@ -16,6 +16,7 @@ from .listening import listening
 from .policy_facts import layer_groups
 from .prior_metrics import metrics_by_body
 
+ADAPTER_FILE = "adapter_config.json"  # peft's
 DESCRIPTIONS = {
     "action-prior": "action prior (rung 1: motion)",
     "vision-action-prior": "vision-action prior (rung 2: sight)",
@@ -36,6 +37,8 @@ def describe_checkpoint(source: str | Path) -> str:
     """
     folder = checkpoint_folder(source)
     file = folder / "config.json"
+    if (folder / ADAPTER_FILE).is_file():
+        return "\n".join([f"{source}: adapter (LoRA) on a policy", *_adapter(folder), *_metrics(folder)])
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: {source} is no checkpoint folder")
     config = json.loads(file.read_text(encoding="utf-8"))
@@ -119,10 +122,20 @@ def _sight(config: dict[str, Any]) -> list[str]:
     ]
 
 
-def _weights(folder: Path) -> list[str]:
-    files = sorted(folder.glob("model*.safetensors"))
+def _adapter(folder: Path) -> list[str]:
+    config = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    lines = [
+        f"  base                        {config.get('base_model_name_or_path')}",
+        f"  rank                        {config.get('r')}",
+        *_weights(folder, "adapter_model.safetensors"),
+    ]
+    return lines + [_embodiment_line(embodiment) for embodiment in load_embodiments(folder)]
+
+
+def _weights(folder: Path, pattern: str = "model*.safetensors") -> list[str]:
+    files = sorted(folder.glob(pattern))
     if not files:
-        raise FileNotFoundError(f"{folder / 'model.safetensors'} is missing: the checkpoint has no weights")
+        raise FileNotFoundError(f"{folder / pattern.replace('*', '')} is missing: the checkpoint has no weights")
     parameters = 0
     for file in files:
         with safe_open(file, framework="numpy") as tensors:

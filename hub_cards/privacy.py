@@ -40,7 +40,7 @@ _SECRET_NAME = re.compile(
     r"|(access|auth|hub|hf|push_to_hub|wandb|api)[_-]?token)$|^token$"
 )
 # Files of a checkpoint that people fill in; vocabularies and weights are data, where "/a/b" means nothing.
-_SEARCHED = ("*.md", "*config*.json", "embodiments.json", "*.yaml", "*.yml", "*.py")
+_SEARCHED = ("*.md", "*config*.json", "embodiments.json", "metrics.json", "report.json", "*.yaml", "*.yml", "*.py")
 
 
 def scrub(value: Any, name: str = "") -> Any:

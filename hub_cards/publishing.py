@@ -5,27 +5,44 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
-from huggingface_hub import ModelCard
+from huggingface_hub import CommitInfo, ModelCard
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..configuration.embodiment import EMBODIMENTS_FILE, Embodiment, save_embodiments
-from ..modeling_priorvla.attached_backbone import TRAINED
-from .card import CARD_FILE, create_card, load_card, validate_card
+from ..modeling_priorvla.adapters import ADAPTER_CONFIG_FILE, adapter_tensors, adapters_in, save_adapter
+from ..modeling_priorvla.attached_backbone import TRAINED, BackbonePreTrainedModel
+from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
+from .card import CARD_FILE, load_card
 from .checkpoints import is_hub_id, kind_of
 from .privacy import require_public, scrub
+from .published_card import published_card
+from .uploading import upload_checkpoint
 
 METRICS_FILE = "metrics.json"
+REPORT_FILE = "report.json"
 
 
 class SavedProcessor(Protocol):
     """What `publish` needs of a processor: transformers' way to save it."""
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> Any: ...
+
+
+@overload
+def publish(model: PreTrainedModel, processor: SavedProcessor, destination: Path, **options: Any) -> Path: ...
+
+
+@overload
+def publish(
+    model: PreTrainedModel, processor: SavedProcessor, destination: str, **options: Any
+) -> Path | CommitInfo: ...
 
 
 def publish(
@@ -37,66 +54,136 @@ def publish(
     license: str | None = None,  # noqa: A002, the Hub's word for it
     embodiments: Sequence[Embodiment] | None = None,
     overwrite: bool = False,
+    private: bool = True,
+    code: bool = False,
+    report: str | Path | None = None,
+    commit_message: str | None = None,
+    token: str | None = None,
+    revision: str | None = None,
     **card_values: Any,
-) -> Path:
+) -> Path | CommitInfo:
     """Writes a checkpoint that others can load: `config.json`, weights, processor, `embodiments.json`, `README.md`.
 
-    With `metrics` among `card_values` it also has the `metrics.json` that `priorvla info` shows.
+    With `metrics` among `card_values` it also has the `metrics.json` that `priorvla info` shows. Of a model with an
+    adapter in it (`add_adapter`) the adapter alone is published; it must find its base on the Hub.
 
-    The folder appears at once, complete, or not at all: it is made beside its place and moved there. A VLA's
-    trajectory encoder, which only training needs, is left out unless its history needs it. Text files are searched for
-    absolute paths and secrets before anything appears.
+    It appears at once, complete, or not at all: a folder is made beside its place and moved there, a repository on the
+    Hub gets one commit (see `upload_checkpoint`). A VLA's trajectory encoder, which only training needs, is left out
+    unless its history needs it. Text files are searched for absolute paths and secrets before anything appears and
+    before any byte leaves this machine.
 
     Args:
         model: an `ActionPriorModel` or a `PriorVLAModel`.
         processor: the processor that belongs to it.
-        destination: a local folder: a `Path`, or a string that cannot be a Hub id (`./runs/prior`, `/data/prior`).
+        destination: a Hub id (`owner/name`), or a local folder: a `Path`, or a string that cannot be a Hub id
+            (`./runs/prior`, `/data/prior`).
         card: the card. Default: one made by `create_card` from the model's config and `card_values`.
         license: the Hub's identifier of the weights' licence; needed unless `card` names one, and replaces the card's.
         embodiments: in the order of the model's embodiment id. Default: the processor's.
         overwrite: replace a checkpoint that is already there.
-        card_values: `training`, `metrics`, `evaluation`, `datasets`, `base_model`, `name` of `create_card`.
+        private: who can see a repository on the Hub: you and your organisation, or everybody.
+        code: also the modules of ours that the model needs, for `trust_remote_code=True` without this package.
+        report: a `report.json` to go with it; paths and secrets in it are scrubbed.
+        commit_message, token, revision: of a commit on the Hub; see `upload_checkpoint`.
+        card_values: `training`, `metrics`, `evaluation`, `datasets`, `base_model`, `name` of `create_card`; with
+            `card` only `metrics`, `base_model` and `name`, which are added to it.
 
     Returns:
-        The folder.
+        The folder; of a repository on the Hub the commit, as a string its address, `.oid` its id.
 
     Raises:
-        ValueError: when `destination` is a Hub id (`owner/name`), the licence is missing, no embodiment is known, or a
-            file would hold an absolute path or a secret.
+        ValueError: when the licence is missing, no embodiment is known, a file would hold an absolute path or a
+            secret, or an adapter's base is not on the Hub.
         FileExistsError: when there is something at the destination and `overwrite` is False, or it is no checkpoint.
+        PermissionError, ConnectionError: of the Hub; see `upload_checkpoint`.
     """
-    folder = _local_folder(destination)
-    _require_free(folder, overwrite)
     embodiments = _embodiments_of(processor) if embodiments is None else list(embodiments)
-    card = _complete_card(model, card, license, embodiments, card_values)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
-    staging.mkdir()
-    try:
-        _save_model(model, staging)
+    values = dict(card_values)
+    if card is None and isinstance(model, PriorVLAModel):
+        values.setdefault("gates", model.gate_values())
+    return publish_files(
+        lambda folder: _save_model(model, folder, card_values.get("base_model")),
+        processor,
+        destination,
+        card=lambda repo: published_card(
+            model.config, card, license, embodiments, _published_size(model), repo, values, _is_adapted(model)
+        ),
+        embodiments=embodiments,
+        metrics=card_values.get("metrics"),
+        report=report,
+        code=code,
+        overwrite=overwrite,
+        private=private,
+        commit_message=commit_message,
+        token=token,
+        revision=revision,
+    )
+
+
+def publish_files(
+    save: Callable[[Path], None],
+    processor: SavedProcessor,
+    destination: str | Path,
+    *,
+    card: Callable[[str | None], ModelCard],
+    embodiments: Sequence[Embodiment],
+    metrics: Mapping[str, Any] | None = None,
+    report: str | Path | None = None,
+    code: bool = False,
+    overwrite: bool = False,
+    **upload: Any,
+) -> Path | CommitInfo:
+    """What `publish` does once it is known what to save.
+
+    Args:
+        save: writes config and weights into a folder.
+        card: makes the card of a Hub id, or of a folder (None).
+        upload: of `upload_checkpoint`.
+    """
+    # A string `owner/name` is a Hub id, whatever lies on this disk: its meaning must not depend on that.
+    repo = destination if isinstance(destination, str) and is_hub_id(destination) else None
+    folder = Path(destination).expanduser().absolute()
+    if repo is None:
+        _require_free(folder, overwrite)
+    finished = card(repo)
+    with _staging(None if repo else folder) as staging:
+        save(staging)
         processor.save_pretrained(staging)
         if not (staging / EMBODIMENTS_FILE).exists():
             save_embodiments(embodiments, staging)
-        card.save(staging / CARD_FILE)
-        if metrics := card_values.get("metrics"):
-            text = json.dumps(scrub(dict(metrics)), indent=2, default=float) + "\n"
-            (staging / METRICS_FILE).write_text(text, encoding="utf-8")
+        finished.save(staging / CARD_FILE)
+        if metrics:
+            _write_json(staging / METRICS_FILE, dict(metrics))
+        if report is not None:
+            _write_json(staging / REPORT_FILE, json.loads(Path(report).read_text(encoding="utf-8")))
+        if code:
+            from .bundled_code import bundle_code
+
+            bundle_code(staging)
         require_public(staging)
+        if repo is not None:
+            return upload_checkpoint(staging, repo, overwrite=overwrite, **upload)
         _move_into_place(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return folder
 
 
-def _local_folder(destination: str | Path) -> Path:
-    """A string `owner/name` is a Hub id, whatever lies on this disk: its meaning must not depend on that."""
-    if isinstance(destination, str) and is_hub_id(destination):
-        raise ValueError(
-            f"destination {destination!r} is a Hub id, and uploading is not supported yet: publish to a folder "
-            f"(pathlib.Path({destination!r}) or './{destination}'), look at it, then upload it with "
-            f"huggingface_hub.upload_folder(repo_id={destination!r}, folder_path=...)"
-        )
-    return Path(destination).expanduser().absolute()
+@contextmanager
+def _staging(folder: Path | None) -> Iterator[Path]:
+    """A new folder beside `folder`, or wherever there is room for it; nothing of it stays."""
+    if folder is None:
+        staging = Path(tempfile.mkdtemp(prefix="priorvla-publish-"))
+    else:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
+        staging.mkdir()
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write_json(file: Path, facts: Any) -> None:
+    file.write_text(json.dumps(scrub(facts), indent=2, default=float) + "\n", encoding="utf-8")
 
 
 def _require_free(folder: Path, overwrite: bool) -> None:
@@ -116,40 +203,33 @@ def _embodiments_of(processor: Any) -> list[Embodiment]:
     return list(held.values() if isinstance(held, Mapping) else held)
 
 
-def _complete_card(
-    model: PreTrainedModel,
-    card: ModelCard | None,
-    license: str | None,  # noqa: A002
-    embodiments: Sequence[Embodiment],
-    card_values: Mapping[str, Any],
-) -> ModelCard:
-    if card is not None:
-        if card_values:
-            raise ValueError(f"{next(iter(card_values))!r} goes into a new card, but card= is given: pass one of them")
-        card = ModelCard(str(card))
-        card.data["license"] = license or card.data.get("license")
-        validate_card(card)
-        return card
-    if license is None:
-        raise ValueError("license is missing: name the weights' licence, for example license='apache-2.0'")
-    try:
-        kind = kind_of(model.config)
-    except ValueError as error:
-        raise ValueError(f"{error}, so there is no card for it: pass card=") from None
-    if kind != "action-prior":
-        card_values = {"gates": model.gate_values(), **card_values}  # type: ignore[operator]  # a PriorVLAModel's
-    return create_card(
-        kind,
-        config=model.config,
-        embodiments=embodiments,
-        license=license,
-        parameters=_published_size(model),
-        **card_values,
-    )
+def name_base(folder: Path, base: str | None) -> None:
+    """Makes the adapter in `folder` find its base at the Hub id `base`, or (None) checks that it names one.
+
+    Raises ValueError when it names a folder: nobody else has that.
+    """
+    file = folder / ADAPTER_CONFIG_FILE
+    config = json.loads(file.read_text(encoding="utf-8"))
+    named = base or config.get("base_model_name_or_path")
+    if named is None or not is_hub_id(str(named)) or (base is None and Path(named).exists()):
+        raise ValueError(
+            f"the adapter's base is {Path(str(named)).name!r}, which nobody else has: publish the base, and name its "
+            "Hub id (base_model=, --base-model)"
+        )
+    config["base_model_name_or_path"] = named
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _save_model(model: PreTrainedModel, folder: Path) -> None:
-    """Weights and config, without the parts that only training needs."""
+def _is_adapted(model: PreTrainedModel) -> bool:
+    return isinstance(model, BackbonePreTrainedModel) and adapters_in(model) is not None
+
+
+def _save_model(model: PreTrainedModel, folder: Path, base: str | None) -> None:
+    """Weights and config, without the parts that only training needs; of a model with an adapter, that alone."""
+    if isinstance(model, BackbonePreTrainedModel) and _is_adapted(model):
+        save_adapter(model, folder)
+        name_base(folder, base)
+        return
     weights = model.state_dict()
     kept = {name: tensor for name, tensor in weights.items() if _is_published(model.config, name)}
     if len(kept) == len(weights):
@@ -163,6 +243,8 @@ def _save_model(model: PreTrainedModel, folder: Path) -> None:
 
 def _published_size(model: PreTrainedModel) -> int:
     """Number of parameters in the checkpoint; of a backbone that adapters were trained on, theirs alone."""
+    if isinstance(model, BackbonePreTrainedModel) and _is_adapted(model):
+        return sum(tensor.numel() for tensor in adapter_tensors(model).values())
     return sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
@@ -194,4 +276,4 @@ def _move_into_place(staging: Path, folder: Path) -> None:
     shutil.rmtree(aside)
 
 
-__all__ = ["load_card", "publish"]
+__all__ = ["load_card", "name_base", "publish", "publish_files"]

@@ -131,7 +131,14 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
         backbone: BackboneSource | None = "auto",
         **kwargs: Any,
     ) -> Any:
-        """As every transformers model; `backbone` is "auto" (that of `config.backbone`), a folder, a module or None."""
+        """As every transformers model; `backbone` is "auto" (that of `config.backbone`), a folder, a module or None.
+
+        Of an adapter's folder or Hub id: the model of its base, with the adapter in it.
+        """
+        from .adapters import adapter_place, load_adapted  # it builds on this module
+
+        if (adapter := adapter_place(pretrained_model_name_or_path, kwargs)) is not None:
+            return load_adapted(cls, adapter, backbone=backbone, **kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.config.backbone_training != "frozen":
@@ -145,7 +152,12 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
-        """As every transformers model; of a backbone goes in what is trained of it."""
+        """As every transformers model; of a backbone goes in what is trained of it, of a model with an adapter that."""
+        from .adapters import adapters_in, save_adapter  # it builds on this module
+
+        if adapters_in(self) is not None:
+            save_adapter(self, save_directory)
+            return
         if self.config.backbone_training != "frozen" and self.backbone is None:
             raise ValueError(
                 f"config.backbone_training is {self.config.backbone_training!r} and no backbone is attached: what was "

@@ -370,11 +370,6 @@ def test_a_checkpoint_loaded_from_a_folder_publishes_without_that_folders_name(p
         assert b"private_place" not in path.read_bytes(), path.name
 
 
-def test_publish_refuses_a_hub_id_and_says_how_to_upload(prior, processor, embodiments):
-    with pytest.raises(ValueError, match=r"'me/prior' is a Hub id.*upload_folder"):
-        publish(prior, processor, "me/prior", license="mit", embodiments=embodiments)
-
-
 def test_a_string_that_cannot_be_a_hub_id_is_a_folder(prior, processor, embodiments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = publish(prior, processor, "./runs/prior", license="mit", embodiments=embodiments)

@@ -3,35 +3,53 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from ..hub_cards.card import CARD_FILE, load_card
+from ..modeling_priorvla.adapters import adapter_tensors, adapters_in, adapts_backbone, add_adapter
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
+from .adapter_training import TrainsAdapters
 from .observing_trainer import ObservingTrainer
 from .vla_arguments import DISTILLATION_STEPS, VLATrainingArguments
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
-class VLATrainer(ObservingTrainer):
+
+class VLATrainer(ObservingTrainer, TrainsAdapters):
     """Minimises L_pred + lambda(k) (L_align + L_recon), lambda(k) = max(0, 1 - k / distillation_steps), at step k.
 
     Without z' (most hosts) L_pred is all there is. The model may come from a prior of either kind or be fresh (the
     control); nothing else differs. See `VLATrainingArguments` for the decoder's start, and `ObservingTrainer`.
 
+    Args:
+        peft_config: of an adapter (see `lora_config`) that is put into the model and trained, saved and averaged alone;
+            everything else stays as it is. Nothing is distilled then.
+        base_model: where the adapter will find its base; default: where the model was loaded from.
+
     Raises:
         ValueError: when the model reads no instruction, distillation is asked for that it has no z' or no trajectory
-            encoder for, or the decoder is to be frozen where its layers are all that sees.
+            encoder for, or the decoder is to be frozen where its layers are all that sees; and with `peft_config` on
+            settings that an adapter has no use for, or cached features of a backbone that it changes.
     """
 
     args: VLATrainingArguments
     card_arguments = (*ObservingTrainer.card_arguments, "decoder")
 
-    def __init__(self, model: PriorVLAModel, args: VLATrainingArguments, **kwargs: Any) -> None:
+    def __init__(
+        self, model: PriorVLAModel, args: VLATrainingArguments, *, peft_config: LoraConfig | None = None, **kwargs: Any
+    ) -> None:
         if not model.config.language:
             raise ValueError(
                 "this model is a vision-action prior and reads no instruction: insert layers that do with "
                 "PriorVLAModel.from_vision_action_prior, or train it with VisionActionPriorTrainer"
             )
+        if peft_config is not None:
+            _put_in(model, peft_config, args, kwargs)
         args.distillation_steps = distillation_steps(model, args)
         _require_a_gradient(model, args.distillation_steps)
         if args.distillation_steps:
@@ -72,6 +90,43 @@ class VLATrainer(ObservingTrainer):
         if "loss" in logs and self.args.distillation_steps:
             logs["distillation_weight"] = self._applied_weight
         super().log(logs, start_time)
+
+    def saved_parameters(self) -> Iterator[Tensor]:
+        if adapters_in(self.model) is None:
+            return super().saved_parameters()
+        return iter(adapter_tensors(self.model).values())
+
+    def _write_card(self, folder: Path, values: dict[str, Any]) -> None:
+        super()._write_card(folder, values)
+        if adapters_in(self.model) is None or self.processor is None:
+            return
+        card = load_card(folder)
+        card.data["tags"] = [*card.data.get("tags", []), "lora"]
+        if card.data.get("base_model"):
+            card.data["base_model_relation"] = "adapter"
+        card.save(folder / CARD_FILE)
+
+
+def _put_in(model: PriorVLAModel, peft_config: LoraConfig, args: VLATrainingArguments, run: dict[str, Any]) -> None:
+    """The adapter into the model. Raises ValueError on what does not go together with one."""
+    if adapters_in(model) is not None:
+        raise ValueError("the model has an adapter already: merge it (merge_adapter), or load the base anew")
+    for field, wanted in (("decoder", "reused"), ("load_best_model_at_end", False), ("fsdp", None)):
+        if (value := getattr(args, field) or wanted) != wanted:
+            raise ValueError(f"{field}={value!r} does not go together with peft_config: leave it out")
+    if args.distillation_steps:
+        raise ValueError(
+            f"distillation_steps={args.distillation_steps} with peft_config: the trajectory encoder is no part of an "
+            "adapter, so that nothing can be distilled from it: leave it out"
+        )
+    args.distillation_steps = 0
+    add_adapter(model, peft_config, base=run.get("base_model"))
+    for name in ("train_dataset", "eval_dataset"):
+        if adapts_backbone(model) and getattr(run.get(name), "taps", None) is not None:
+            raise ValueError(
+                f"{name} holds features of the backbone as it was, and the adapter changes it: use "
+                "LiveObservationDataset, or preset 'expert'"
+            )
 
 
 def distillation_steps(model: PriorVLAModel, args: VLATrainingArguments) -> int:

@@ -1,0 +1,111 @@
+"""The card that a checkpoint is published with: a new one or a trained one's, with what a search finds it by."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import ModelCard
+from transformers import PreTrainedConfig
+
+from ..configuration.embodiment import Embodiment
+from .card import LIBRARY, create_card, validate_card
+from .checkpoints import MODEL_TYPES, is_hub_id, kind_of
+from .privacy import scrub
+
+ADDED = ("metrics", "base_model", "name")  # what a card that is given can still be told
+
+
+def published_card(
+    config: PreTrainedConfig,
+    card: ModelCard | None,
+    license: str | None,  # noqa: A002, the Hub's word for it
+    embodiments: Sequence[Embodiment],
+    parameters: int,
+    repo: str | None,
+    values: Mapping[str, Any],
+    adapter: bool = False,
+) -> ModelCard:
+    """The card of a checkpoint at `repo` (None: in a folder): `card` with `values` added, or one made from them.
+
+    Its header gets a block `priorvla` with kind, embodiments and metrics, which `list_priors` reads, and the tag `lora`
+    when adapters were trained on the backbone or the checkpoint is an `adapter`; its snippet loads from `repo`.
+
+    Raises:
+        ValueError: there is no licence, `values` hold something that only a new card can say, there is no card for the
+            model's kind, or the card is refused by `validate_card`.
+    """
+    if card is None:
+        card = _new_card(config, license, embodiments, parameters, values)
+    else:
+        card = _amended(card, license, values)
+    if getattr(config, "model_type", None) in MODEL_TYPES:
+        metrics = values.get("metrics") or (card.data.get(LIBRARY) or {}).get("metrics") or {}
+        names = [entry.name for entry in embodiments]
+        card.data[LIBRARY] = {"kind": kind_of(config), "embodiments": names, "metrics": _numbers(metrics)}
+    tags = card.data.get("tags") or []
+    if (adapter or getattr(config, "backbone_training", None) == "lora") and "lora" not in tags:
+        card.data["tags"] = [*tags, "lora"]
+    if adapter and card.data.get("base_model"):
+        card.data["base_model_relation"] = "adapter"
+    if repo is not None:
+        card.text = card.text.replace('\ncheckpoint = "."  #', f'\ncheckpoint = "{repo}"  #').replace(
+            "--prior FOLDER ", f"--prior {repo} "
+        )
+    validate_card(card)
+    return card
+
+
+def _new_card(
+    config: PreTrainedConfig,
+    license: str | None,  # noqa: A002
+    embodiments: Sequence[Embodiment],
+    parameters: int,
+    values: Mapping[str, Any],
+) -> ModelCard:
+    if license is None:
+        raise ValueError("license is missing: name the weights' licence, for example license='apache-2.0'")
+    try:
+        kind = kind_of(config)
+    except ValueError as error:
+        raise ValueError(f"{error}, so there is no card for it: pass card=") from None
+    return create_card(kind, config=config, embodiments=embodiments, license=license, parameters=parameters, **values)
+
+
+def _amended(card: ModelCard, license: str | None, values: Mapping[str, Any]) -> ModelCard:  # noqa: A002
+    if new := [name for name in values if name not in ADDED]:
+        raise ValueError(f"{new[0]!r} goes into a new card, but card= is given: pass one of them")
+    card = ModelCard(str(card))
+    card.data["license"] = license or card.data.get("license")
+    if name := values.get("name"):
+        title = scrub(str(name))
+        card.text = re.sub(r"(?m)^# .*$", lambda _: f"# {title}", card.text, count=1)
+        if card.data.get("model_name"):
+            card.data["model_name"] = title
+    if base := values.get("base_model"):
+        if not is_hub_id(str(base)):
+            raise ValueError(f"base_model={str(base)!r} is no Hub id (owner/name): publish it first, and name it here")
+        named = card.data.get("base_model") or []
+        others = [entry for entry in ([named] if isinstance(named, str) else named) if entry != base]
+        card.data["base_model"] = [base, *others] if others else base
+        link = f"[`{base}`](https://huggingface.co/{base})"
+        card.text = re.sub(r"(?m)^(Started from(?: the prior)?) `[^`]+`\.$", rf"\1 {link}.", card.text, count=1)
+    return card
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers among `metrics`, to six digits: what YAML and JSON both can say."""
+    found = {}
+    for name, value in metrics.items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            continue
+        if math.isfinite(number):
+            found[scrub(str(name))] = float(f"{number:.6g}")
+    return found
+
+
+__all__ = ["published_card"]

@@ -1,0 +1,147 @@
+"""Uploading a checkpoint's folder to the Hub: in one commit, so that it is there whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import ModelInfo
+
+from .privacy import require_public
+
+CONFIGS = ("config.json", "adapter_config.json")  # a repository with neither holds no checkpoint
+KEPT = ".gitattributes"  # the Hub's own, in every repository
+LOGIN = "log in with `hf auth login`, set HF_TOKEN, or pass token="
+# The client's HTTP library is httpx or httpx2, by the release of huggingface_hub.
+_HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
+
+
+def upload_checkpoint(
+    folder: Path,
+    repo: str,
+    *,
+    private: bool = True,
+    overwrite: bool = False,
+    commit_message: str | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+) -> CommitInfo:
+    """Makes the files of `folder` the contents of a model repository, in one commit.
+
+    The repository is made when it is new. When the connection dies on the way, it is as it was, or new and empty: what
+    was uploaded by then is in no commit. When it dies while the Hub answers, all of it may be there.
+
+    Args:
+        folder: a checkpoint's files and nothing else.
+        repo: `owner/name`.
+        private: of a new repository; an old one that is private becomes public with False, never the other way round.
+        overwrite: replace the checkpoint that the repository holds; it stays under its commit.
+        commit_message: one line. Default: what happened.
+        token: default: that of HF_TOKEN or of `hf auth login`.
+        revision: branch to commit to, which must exist. Default: main.
+
+    Returns:
+        The commit; as a string its address, `.oid` its id (for `revision=`).
+
+    Raises:
+        ValueError: a file holds an absolute path or a secret, the repository is public and `private` is True, or there
+            is no such branch.
+        PermissionError: there is no token, the Hub does not know it, or it gives no right to write there.
+        FileExistsError: the repository holds something, and `overwrite` is False or it is no checkpoint.
+        ConnectionError: the Hub could not be reached, or the connection was lost.
+    """
+    require_public(folder)
+    if token is None and get_token() is None:
+        raise PermissionError(f"uploading to {repo} needs a token of the Hub, and there is none: {LOGIN}")
+    api = HfApi(token=token, library_name="priorvla")
+    with _explained(repo):
+        found = _opened(api, repo, private, revision)
+        there = {sibling.rfilename for sibling in found.siblings or []} - {KEPT}
+        _require_free(repo, there, overwrite)
+        if private and not found.private:
+            raise ValueError(
+                f"{repo} is public, and so would be this checkpoint: pass private=False (--public) if that is meant, "
+                "or choose another name"
+            )
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        commit = api.create_commit(
+            repo,
+            [
+                *(CommitOperationAdd(path_in_repo=place, path_or_fileobj=path) for place, path in files.items()),
+                *(CommitOperationDelete(path_in_repo=place) for place in sorted(there - set(files))),
+            ],
+            commit_message=commit_message or ("Replace the checkpoint" if there else "Publish a checkpoint"),
+            revision=revision,
+            parent_commit=found.sha,  # somebody else's commit in between is an error, and not lost
+        )
+        if found.private and not private:
+            api.update_repo_settings(repo, private=False)
+    return commit
+
+
+def _opened(api: HfApi, repo: str, private: bool, revision: str | None) -> ModelInfo:
+    """The repository as it is now, made when there is none."""
+    try:
+        try:
+            return api.model_info(repo, revision=revision)
+        except RepositoryNotFoundError:
+            api.create_repo(repo, private=private)
+            return api.model_info(repo, revision=revision)
+    except RevisionNotFoundError:
+        raise ValueError(
+            f"{repo} has no branch {revision!r}: publish to main first (revision=None), then make the branch with "
+            f"huggingface_hub.create_branch({repo!r}, branch={revision!r})"
+        ) from None
+
+
+def _require_free(repo: str, there: set[str], overwrite: bool) -> None:
+    if there and not there.intersection(CONFIGS):
+        raise FileExistsError(
+            f"{repo} exists and holds no checkpoint ({', '.join(sorted(there)[:3])}): it is not replaced, choose "
+            "another name"
+        )
+    if there and not overwrite:
+        raise FileExistsError(
+            f"{repo} exists and holds a checkpoint: choose another name, or pass overwrite=True (--overwrite) to "
+            "replace it; the old one stays readable under its commit"
+        )
+
+
+@contextmanager
+def _explained(repo: str) -> Iterator[None]:
+    """What the Hub refuses, and a network that is gone, as errors that say what to do."""
+    try:
+        yield
+    except RuntimeError as error:  # of a file's upload; what happened is its cause
+        cause = error.__cause__
+        if not isinstance(cause, _HTTP_ERROR):
+            raise
+        raise _told(repo, cause) from error
+    except _HTTP_ERROR as error:
+        raise _told(repo, error) from error
+
+
+def _told(repo: str, error: Exception) -> OSError:
+    owner = repo.partition("/")[0]
+    if not isinstance(error, HfHubHTTPError):
+        return ConnectionError(
+            f"the connection to the Hub failed on the way to {repo} ({type(error).__name__}: {error}): no file of it "
+            "appeared alone. Try again; if it then says that a checkpoint is there, all of it had arrived"
+        )
+    status = error.response.status_code
+    if status == 401:
+        return PermissionError(f"the Hub does not know the token that {repo} was asked for with: {LOGIN}")
+    if status in (403, 404):
+        return PermissionError(
+            f"the token may not write to {repo}: publish under your own name, or make a token with write access to "
+            f"{owner!r} in the Hub's settings"
+        )
+    if status == 412:
+        return FileExistsError(f"{repo} got another commit in the meantime: look at it, then publish again")
+    return OSError(f"the Hub refused the upload to {repo} and nothing was published: {error}")
+
+
+__all__ = ["upload_checkpoint"]

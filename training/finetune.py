@@ -1,0 +1,182 @@
+"""A new robot for a published policy: a few demonstrations in, an adapter of a few megabytes out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import AutoConfig, set_seed
+
+from ..configuration.embodiment import Embodiment
+from ..hub_cards.checkpoints import kind_of
+from ..modeling_priorvla.adapters import adapter_place
+from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
+from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
+from .adapter_presets import lora_config
+from .component_weights import component_weights
+from .data.embodiment_fitting import fit_embodiments, split_episodes
+from .data.live_observations import LiveObservationDataset
+from .data.observation_dataset import ObservationDataset
+from .data.trajectory import TrajectorySource
+from .data.trajectory_dataset import TrajectoryDataset
+from .finetune_options import ADAPTER_PRESETS, FinetuneOptions
+from .run_options import FEATURES_FOLDER, split_weight
+from .runs import finish_run, load_sources, training_arguments
+from .vla_arguments import VLATrainingArguments
+from .vla_trainer import VLATrainer
+
+# Our choice, not measured: what is usual for LoRA; 1e-5 is paper B's for what a backbone is trained with for long.
+ADAPTER_DEFAULTS: Mapping[str, Any] = {"distillation_steps": 0, "backbone_learning_rate": 1e-4}
+WHOLE_DEFAULTS: Mapping[str, Any] = {"distillation_steps": 0}
+
+
+def finetune(options: FinetuneOptions) -> VLATrainer:
+    """Trains a robot's adapter, or whole weights, and leaves it with processor, card, log and metrics in `output_dir`.
+
+    Features are cached where the backbone stays as it is, images go through it at every step where it does not.
+
+    Raises:
+        ValueError: when the base is no policy, is an adapter itself, or has no slots for as many cameras; and as
+            `lora_config`, `fit_embodiments` and `VLATrainer`.
+    """
+    options.check()
+    assert options.base is not None  # checked
+    adapted = options.preset in ADAPTER_PRESETS
+    defaults = ADAPTER_DEFAULTS if adapted else WHOLE_DEFAULTS
+    arguments = training_arguments(
+        VLATrainingArguments, replace(options, training={**defaults, **(options.training or {})})
+    )
+    _require_policy(options.base)
+    sources, weights = load_sources(options.datasets, frames=True)
+    parts = [split_episodes(named(source, options.embodiment), options.holdout, options.seed) for source in sources]
+    training, held_out = [part[0] for part in parts], [part[1] for part in parts if len(part[1])]
+    set_seed(options.seed)
+    model = _load_base(options)
+    processor, robots = _meet(model, PriorVLAProcessor.from_pretrained(options.base), training, options)
+    if arguments.loss_weights is not None:
+        component_weights(processor.embodiments, arguments.loss_weights)  # refused before images are encoded
+    peft_config = None
+    if adapted:
+        peft_config = lora_config(
+            model, options.preset, robots, rank=options.rank, alpha=options.alpha, **(options.lora or {})
+        )
+    model.to(arguments.device)  # type: ignore[arg-type]  # the backbone, which encodes there, goes along
+    trainer = VLATrainer(
+        model,
+        arguments,
+        peft_config=peft_config,
+        train_dataset=_observations(model, processor, training, options, weights),
+        eval_dataset=_observations(model, processor, held_out, options) if held_out else None,
+        processor=processor,
+        datasets=[split_weight(dataset)[0] for dataset in options.datasets],
+        base_model=options.base,
+    )
+    trainer.train(resume_from_checkpoint=options.last_checkpoint() if options.resume else None)
+    metrics = trainer.evaluate() if held_out else {}
+    finish_run(trainer, {key.removeprefix("eval_"): metrics[key] for key in metrics if key.startswith("eval_loss")})
+    if trainer.is_world_process_zero():
+        what = "adapter" if adapted else "policy"
+        print(
+            f"\nThe {what} for {', '.join(robots)} is in {options.output_dir}. "
+            f"Next: priorvla evaluate {options.output_dir}",
+            file=sys.stderr,
+        )
+    return trainer
+
+
+def named(source: TrajectorySource, name: str | None) -> TrajectorySource:
+    """`source` as recorded by the robot `name`; None leaves it as it is."""
+    if name is None:
+        return source
+    return TrajectorySource(source.root, source.fingerprint, replace(source.embodiment, name=name), source.trajectories)
+
+
+def _require_policy(base: str) -> None:
+    if adapter_place(base, {}) is not None:
+        raise ValueError(f"--base {base} is an adapter: name its base, or merge it (merge_adapter) and save that")
+    if (kind := kind_of(AutoConfig.from_pretrained(base))) != "vla":
+        raise ValueError(f"--base {base} is no policy but a prior ({kind}): train one first with priorvla train")
+
+
+def _load_base(options: FinetuneOptions) -> PriorVLAModel:
+    """The base with its backbone, and gradients where the preset wants them."""
+    whole_backbone = options.preset == "full"
+    model: PriorVLAModel = PriorVLAModel.from_pretrained(
+        options.base, backbone=None if whole_backbone else options.backbone, dtype=torch.float32
+    )
+    if model.config.backbone_training == "lora":
+        raise ValueError(
+            f"--base {options.base} has adapters in its backbone (backbone_training='lora'), beside which a robot's "
+            "would be mixed up with them: start from a policy that was trained with 'frozen' or 'full'"
+        )
+    if whole_backbone:
+        model.config.backbone_training = "full"
+        model.attach_backbone(None if options.backbone == "auto" else options.backbone)
+    elif model.backbone is not None:
+        model.backbone.requires_grad_(False)
+    return model
+
+
+def _meet(
+    model: PriorVLAModel, processor: PriorVLAProcessor, training: list[TrajectorySource], options: FinetuneOptions
+) -> tuple[PriorVLAProcessor, list[str]]:
+    """Adds the robots that the base does not know, with statistics of the new data alone; all robots' names."""
+    bodies = processor.embodiments
+    known = [body.name for body in bodies]
+    fitted = fit_embodiments(training, model.config.expert.chunk_size)
+    for robot in fitted:
+        if len(robot.cameras) > model.config.num_cameras:
+            raise ValueError(
+                f"embodiment {robot.name!r} has {len(robot.cameras)} cameras ({', '.join(robot.cameras)}), the base "
+                f"{options.base} has slots for {model.config.num_cameras}: write the dataset with the cameras that "
+                "tell the most"
+            )
+    new = [robot for robot in fitted if robot.name not in known]
+    for robot in new:
+        model.add_embodiment(robot.name, robot.model_action_dim, robot.model_state_dim, like=options.like)
+        print(f"new for {options.base}: {robot.name}", file=sys.stderr)
+    return _with_bodies(processor, [*bodies, *new]), [robot.name for robot in fitted]
+
+
+def _with_bodies(processor: PriorVLAProcessor, bodies: list[Embodiment]) -> PriorVLAProcessor:
+    return PriorVLAProcessor(
+        processor.image_processor,
+        processor.tokenizer,
+        bodies,
+        processor.chunk_size,
+        processor.max_text_length,
+        processor.text_template,
+    )
+
+
+def _observations(
+    model: PriorVLAModel,
+    processor: PriorVLAProcessor,
+    sources: list[TrajectorySource],
+    options: FinetuneOptions,
+    weights: list[float] | None = None,
+) -> Dataset:
+    """Windows with cached features; with pixels, where features change or are continued from."""
+    config, backbone = model.config, model.backbone
+    windows = TrajectoryDataset(
+        sources,
+        processor.embodiments,
+        config.expert.chunk_size,
+        history_size=config.history_size if config.use_history else 0,
+        stride=options.frame_stride,
+        weights=weights,
+    )
+    changes = options.preset in ("backbone", "all") or config.backbone_training != "frozen"
+    if changes or config.tail == "backbone":
+        return LiveObservationDataset(windows, sources, processor)
+    assert backbone is not None  # `_load_base` has attached it
+    folder: Path = options.cache_dir or options.output_dir / FEATURES_FOLDER
+    return ObservationDataset(windows, sources, backbone, processor, folder, options.max_cache_gb, taps=config.taps)
+
+
+__all__ = ["finetune", "named"]
