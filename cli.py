@@ -13,8 +13,8 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from .cli_recipes import parse
 from .configuration.recipe import list_recipes
+from .configuration.recipe_options import parse
 
 DESCRIPTION = "A robot learns to move before it learns to see and to listen."
 EPILOG = "`priorvla COMMAND --help` explains a command. Every option can also stand in a YAML file given by --config."

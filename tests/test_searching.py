@@ -19,6 +19,7 @@ def hub(loopback_hub, monkeypatch, tiny_priors) -> Any:
     """The loopback Hub with priors of two arms, one of them private, a prior that sees, a policy, and other things."""
     monkeypatch.setattr(constants, "ENDPOINT", loopback_hub.url)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the tests run offline, but this is their Hub
     monkeypatch.setenv("HF_TOKEN", loopback_hub.token)
     for name in ("arm", "leg"):
         model, bodies = tiny_priors.make_prior([tiny_priors.motion(tiny_priors.body(name, 3), "waves", 3, 0)])

@@ -32,6 +32,7 @@ def hub(loopback_hub, monkeypatch, tmp_path) -> Any:
         ("HUGGINGFACE_CO_URL_TEMPLATE", loopback_hub.url + "/{repo_id}/resolve/{revision}/{filename}"),
         ("HF_HUB_CACHE", str(tmp_path / "cache")),
         ("HF_HUB_DISABLE_XET", True),
+        ("HF_HUB_OFFLINE", False),  # the tests run offline, but this is their Hub
         ("HF_HUB_DISABLE_PROGRESS_BARS", True),
     ):
         monkeypatch.setattr(constants, name, value)

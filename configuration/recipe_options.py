@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .configuration.recipe import load_recipe, require_known
+from .recipe import load_recipe, require_known
 
 NESTED = ("model", "training", "embodiments", "lora")  # mappings that only a --config file can hold
 
