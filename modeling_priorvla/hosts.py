@@ -8,14 +8,13 @@ chunk. Layers of kind `vision` are passed vision tokens alone: the instruction i
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..configuration.configuration_expert import ExpertConfig
 from ..configuration.configuration_priorvla import PriorVLAConfig
-from ..configuration.expert_layout import tap_of
 from .backbone import LanguageFeatures, VisionFeatures
 from .expert_layer import ExpertLayer, LayerPrefix, joined
 from .layers import Attention, EmbodimentLinear, KeyValue, Rotary
@@ -338,7 +337,7 @@ def _layout(expert: ExpertConfig) -> list[tuple[str, int]]:
     """Kind and tap of every layer that sees."""
     assert expert.tap_layers is not None
     layers = zip(expert.expert_layers, expert.tap_layers, strict=True)
-    return [(kind, tap_of(tap)) for kind, tap in layers if tap is not None]
+    return [(kind, cast(int, tap)) for kind, tap in layers if tap is not None]  # names are numbers by now
 
 
 __all__ = ["HOSTS", "Gate", "HostMemory", "SeeingLayer", "Sight", "host_layers", "require_cameras"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +19,9 @@ from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from .adapter_presets import lora_config
 from .component_weights import component_weights
 from .data.embodiment_fitting import fit_embodiments, split_episodes
-from .data.live_observations import LiveObservationDataset
-from .data.observation_dataset import ObservationDataset
 from .data.trajectory import TrajectorySource
-from .data.trajectory_dataset import TrajectoryDataset
 from .finetune_options import ADAPTER_PRESETS, FinetuneOptions
+from .observed_windows import observed_windows
 from .run_options import FEATURES_FOLDER, split_weight
 from .runs import finish_run, load_sources, training_arguments
 from .vla_arguments import VLATrainingArguments
@@ -161,22 +158,16 @@ def _observations(
     options: FinetuneOptions,
     weights: list[float] | None = None,
 ) -> Dataset:
-    """Windows with cached features; with pixels, where features change or are continued from."""
-    config, backbone = model.config, model.backbone
-    windows = TrajectoryDataset(
+    return observed_windows(
+        model,
+        processor,
         sources,
-        processor.embodiments,
-        config.expert.chunk_size,
-        history_size=config.history_size if config.use_history else 0,
+        options.cache_dir or options.output_dir / FEATURES_FOLDER,
+        max_cache_gb=options.max_cache_gb,
         stride=options.frame_stride,
         weights=weights,
+        adapted=options.preset in ("backbone", "all"),
     )
-    changes = options.preset in ("backbone", "all") or config.backbone_training != "frozen"
-    if changes or config.tail == "backbone":
-        return LiveObservationDataset(windows, sources, processor)
-    assert backbone is not None  # `_load_base` has attached it
-    folder: Path = options.cache_dir or options.output_dir / FEATURES_FOLDER
-    return ObservationDataset(windows, sources, backbone, processor, folder, options.max_cache_gb, taps=config.taps)
 
 
 __all__ = ["finetune", "named"]

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,11 +25,8 @@ from ..modeling_priorvla.packaged_backbones import PACKAGED_BACKBONES, packaged_
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from .component_weights import component_weights
 from .data.embodiment_fitting import share_of_episodes
-from .data.live_observations import LiveObservationDataset
-from .data.observation_dataset import ObservationDataset
 from .data.trajectory import TrajectorySource
 from .data.trajectory_dataset import (
-    TrajectoryDataset,
     cameras_by_embodiment,
     expert_dims,
     fit_embodiments,
@@ -38,6 +34,7 @@ from .data.trajectory_dataset import (
 )
 from .instruction_sampling import ModelSampler, draw_observations
 from .language_sensitivity import language_sensitivity
+from .observed_windows import observed_windows
 from .observing_arguments import ObservingTrainingArguments
 from .run_options import (
     FEATURES_FOLDER,
@@ -160,23 +157,16 @@ class _Run:
         }
 
     def _observations(self, sources: list[TrajectorySource], weights: list[float] | None = None) -> Dataset:
-        """Windows with cached features; with pixels, where features change or are continued from."""
-        options, config = self.options, self.model.config
-        windows = TrajectoryDataset(
+        options = self.options
+        return observed_windows(
+            self.model,
+            self.processor,
             sources,
-            self.processor.embodiments,
-            config.expert.chunk_size,
-            history_size=config.history_size if config.use_history else 0,
+            options.cache_dir or options.output_dir / FEATURES_FOLDER,
+            max_cache_gb=options.max_cache_gb,
             stride=options.frame_stride,
             weights=weights,
         )
-        if config.backbone_training != "frozen" or config.tail == "backbone":
-            return LiveObservationDataset(windows, sources, self.processor, language=config.language)
-        backbone = self.model.backbone
-        assert backbone is not None
-        cache_dir = options.cache_dir or options.output_dir / FEATURES_FOLDER
-        cache = partial(ObservationDataset, taps=config.taps, language=config.language)
-        return cache(windows, sources, backbone, self.processor, cache_dir, options.max_cache_gb)
 
 
 @dataclass(frozen=True)
