@@ -30,7 +30,6 @@ from priorvla.configuration.embodiment_registry import load_embodiment
 from priorvla.hub_cards.card import create_card, load_card, validate_card
 from priorvla.hub_cards.checkpoints import kind_of
 from priorvla.hub_cards.info import describe_checkpoint
-from priorvla.hub_cards.privacy import private_findings, scrub
 from priorvla.hub_cards.publishing import publish
 from priorvla.modeling_priorvla.backbone import describe_backbone
 from priorvla.modeling_priorvla.modeling_action_prior import ActionPriorModel
@@ -319,27 +318,6 @@ def test_a_card_edited_into_something_private_is_refused(prior_config, embodimen
     card.text += "\nSee /home/somebody/notes.txt\n"
     with pytest.raises(ValueError, match=r"/home/somebody/notes\.txt"):
         validate_card(card)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["at /home/a/b.txt", "C:\\Users\\me\\x", "~/runs/x", "file:///a/b", "dir:/data/x", SECRET, "https://me:pw@host/x"],
-)
-def test_private_text_is_found_and_scrubbed(text):
-    assert private_findings(text)
-    assert not private_findings(scrub(text))
-
-
-@pytest.mark.parametrize(
-    "text", ["https://arxiv.org/abs/2606.26095", "owner/name", "and/or", "./runs/x", "a/b/c.py", "</think>", "10/20"]
-)
-def test_public_text_is_left_alone(text):
-    assert not private_findings(text)
-    assert scrub(text) == text
-
-
-def test_names_of_tokens_that_are_no_secrets_are_kept():
-    assert scrub({"num_soft_tokens": "2", "pad_token": "[PAD]"}) == {"num_soft_tokens": "2", "pad_token": "[PAD]"}
 
 
 def test_publish_writes_a_whole_checkpoint(prior, processor, embodiments, tmp_path):
