@@ -218,6 +218,7 @@ def _add_evaluate(commands: Any) -> None:
     command.add_argument("--tasks", nargs="+", metavar="TASK", help="task names, a suite of them, or 'all'")
     command.add_argument("--trials", type=int, default=10, help="episodes a task")
     command.add_argument("--output-dir", type=Path, help="of report.html, report.json and films")
+    command.add_argument("--embodiment", metavar="NAME", help="the robot, by the checkpoint's name; default: its own")
     command.add_argument("--execute-steps", type=int, help="steps of a chunk before the next; default: half of it")
     command.add_argument("--max-episode-steps", type=int, help="an episode ends here; default: the simulator's own")
     command.add_argument("--films", type=int, default=1, help="filmed trials a task")
@@ -365,7 +366,8 @@ def _evaluate(options: dict[str, Any]) -> None:
     from .deployment.evaluation_arguments import check_evaluation
 
     options["tasks"] = _tasks(options["env"], options["tasks"])
-    check_evaluation(**{name: value for name, value in options.items() if name not in ("blank_images", "backbone")})
+    unchecked = ("blank_images", "backbone", "embodiment")
+    check_evaluation(**{name: value for name, value in options.items() if name not in unchecked})
     with _told_when_stopped(lambda: "No report was written: the same command starts again."):
         from .deployment.evaluate import evaluate_checkpoint
 

@@ -13,6 +13,8 @@ from ..hub_cards.plots import success_by_task
 from ..hub_cards.privacy import scrub
 from ..hub_cards.report import Report
 from ..hub_cards.versions import installed_versions
+from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
+from .environments.registry import make_environment
 from .evaluation import EvaluationResult, evaluate_policy, save_films
 from .evaluation_arguments import REPORT_FILE, check_evaluation
 from .policy import PriorVLAPolicy
@@ -33,10 +35,13 @@ def evaluate_checkpoint(
     workers: int = 1,
     seed: int = 0,
     device: str = "cpu",
+    embodiment: str | None = None,
 ) -> EvaluationResult:
     """Evaluates a policy checkpoint in closed loop and writes the report into `output_dir`; see `evaluate_policy`.
 
-    The report names the checkpoint by its Hub id or relative path, of an absolute path the last component alone.
+    `embodiment` is the checkpoint's name for the simulator's robot, by default the simulator's own. The report names
+    the checkpoint by its Hub id or relative path, of an absolute path the last component alone.
+
     Raises ValueError or FileNotFoundError before anything is loaded; see `check_evaluation`.
     """
     check_evaluation(
@@ -53,7 +58,12 @@ def evaluate_checkpoint(
         device=device,
     )
     make_policy = partial(
-        PriorVLAPolicy.from_pretrained, checkpoint, backbone=backbone, device=device, execute_steps=execute_steps
+        PriorVLAPolicy.from_pretrained,
+        checkpoint,
+        backbone=backbone,
+        device=device,
+        execute_steps=execute_steps,
+        embodiment=embodiment or _driven(checkpoint, env, tasks[0]),
     )
     result = evaluate_policy(
         make_policy,
@@ -65,11 +75,13 @@ def evaluate_checkpoint(
         films_per_task=films,
         blank_images=blank_images,
         environment_options={} if max_episode_steps is None else {"max_episode_steps": max_episode_steps},
+        embodiment=embodiment,
     )
     output_dir.mkdir(parents=True, exist_ok=True)
     settings = {
         "checkpoint": scrub(checkpoint),
         "environment": env,
+        "embodiment": embodiment or f"{env}'s own",
         "seed": seed,
         "max_episode_steps": max_episode_steps or f"{env}'s own",
         "execute_steps": execute_steps,
@@ -83,6 +95,17 @@ def evaluate_checkpoint(
     print(f"{successes} of {count} episodes succeeded (95 % interval {low:.0%} to {high:.0%})")
     print(f"Report: {output_dir / 'report.html'}", file=sys.stderr)
     return result
+
+
+def _driven(checkpoint: str, env: str, task: str) -> str | None:
+    """The name of the simulator's robot, where the checkpoint knows several."""
+    if len(PriorVLAProcessor.from_pretrained(checkpoint).embodiments) == 1:
+        return None
+    environment = make_environment(env, task)
+    try:
+        return environment.embodiment.name
+    finally:
+        environment.close()
 
 
 def _success_rows(result: EvaluationResult) -> list[list[str]]:

@@ -75,6 +75,7 @@ def evaluate_policy(
     films_per_task: int = 0,
     blank_images: bool = False,
     environment_options: Mapping[str, Any] | None = None,
+    embodiment: str | None = None,
 ) -> EvaluationResult:
     """Runs `trials` episodes of every task and counts successes: those in which the simulator says so at any step.
 
@@ -89,10 +90,11 @@ def evaluate_policy(
         films_per_task: so many first trials of every task are filmed.
         blank_images: every picture is black: what is left is what the policy does without looking.
         environment_options: arguments of the environment's class.
+        embodiment: the name by which the policy knows the environment's robot; default: the environment's own.
 
     Raises:
         ValueError: no task, an unknown task or simulator, a task named twice, `trials` below 1, or a policy of another
-            embodiment than the environment's.
+            embodiment than the environment's: another name, or other action or state dims.
     """
     require_tasks(environment, tasks)
     if trials < 1:
@@ -108,6 +110,7 @@ def evaluate_policy(
             range(first, min(first + block, trials)),
             films_per_task,
             blank_images,
+            embodiment,
         )
         for task in tasks
         for first in range(0, trials, block)
@@ -137,6 +140,7 @@ class _Job:
     trials: range
     films: int
     blank_images: bool
+    embodiment: str | None = None
 
 
 @dataclass
@@ -185,11 +189,19 @@ class _Worker:
 
     def run(self, job: _Job) -> list[_Episode]:
         environment = self._environments.get(job.environment, job.task, job.options)
-        if environment.embodiment.name != self._policy.embodiment.name:
+        body, robot = self._policy.embodiment, environment.embodiment
+        if body.name != (job.embodiment or robot.name):
             raise ValueError(
-                f"the policy drives {self._policy.embodiment.name!r}, {job.environment} has "
-                f"{environment.embodiment.name!r}: pass embodiment= of a checkpoint that knows it"
+                f"the policy drives {body.name!r}, {job.environment} has {robot.name!r}: pass embodiment= of a "
+                "checkpoint that knows it"
             )
+        for part in ("action", "state"):
+            own, here = (getattr(entry, f"{part}_names") for entry in (body, robot))
+            if len(own) != len(here):
+                raise ValueError(
+                    f"{body.name!r} has {len(own)} {part} dims ({', '.join(own)}), {robot.name!r} of {job.environment} "
+                    f"{len(here)} ({', '.join(here)}): it is another robot"
+                )
         return [_run_episode(self._policy, environment, job, trial) for trial in job.trials]
 
     def close(self) -> None:

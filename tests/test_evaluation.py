@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 
@@ -158,6 +159,26 @@ def test_blank_images_are_black_and_nothing_else_is_changed():
 def test_a_policy_of_another_body_is_refused_by_both_names(bodies):
     with pytest.raises(ValueError, match=r"drives 'small', metaworld has 'metaworld_sawyer'"):
         evaluate_policy(RandomPolicy(bodies[0]), [TASK])
+
+
+def test_a_robot_may_have_another_name_in_the_checkpoint_but_no_other_dims(bodies):
+    mine = RandomPolicy(replace(BODY, name="my_arm"))
+    again = evaluate_policy(mine, [TASK], trials=1, embodiment="my_arm", environment_options=SHORT)
+    assert again.count()[1] == 1
+    with pytest.raises(ValueError, match="drives 'my_arm', metaworld has 'metaworld_sawyer'"):
+        evaluate_policy(mine, [TASK], trials=1, environment_options=SHORT)
+    with pytest.raises(ValueError, match=r"'small' has \d+ state dims .* it is another robot"):
+        evaluate_policy(RandomPolicy(bodies[0]), [TASK], trials=1, embodiment="small")
+
+
+def test_of_several_bodies_the_simulators_is_driven_unless_another_name_is_given(save_policy, tiny_backbone, tmp_path):
+    arms = [BODY, replace(BODY, name="my_arm")]
+    checkpoint = save_policy(tmp_path / "policy", arms)
+    options = {"trials": 1, "max_episode_steps": 3, "films": 0, "backbone": str(tiny_backbone)}
+    for name in (None, "my_arm"):
+        folder = tmp_path / f"report-{name}"
+        evaluate_checkpoint(str(checkpoint), "metaworld", [TASK], output_dir=folder, embodiment=name, **options)
+        assert json.loads((folder / "report.json").read_text())["embodiment"] == (name or "metaworld's own")
 
 
 def test_unknown_tasks_and_simulators_are_refused():
