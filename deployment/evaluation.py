@@ -15,12 +15,14 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from ..configuration.embodiment import Embodiment
 from ..hub_cards.intervals import wilson_interval
-from .environments.registry import RobotEnvironment, require_tasks
+from .environments.registry import require_tasks
 from .policy import Policy
 from .worker_processes import LastEnvironment, worker_pool
 
 FILM_EVERY = 4  # steps between two frames of a film
+SUCCESS = ("success", "is_success")  # under which an info says so: ours, and other Gymnasium environments'
 LARGEST_BLOCK = 8  # trials that a process runs before it hands them over
 
 
@@ -68,7 +70,7 @@ def evaluate_policy(
     policy: Policy | Callable[[], Policy],
     tasks: Sequence[str],
     *,
-    environment: str = "metaworld",
+    environment: str | Callable[..., Any] = "metaworld",
     trials: int = 10,
     seed: int = 0,
     num_workers: int = 1,
@@ -82,21 +84,30 @@ def evaluate_policy(
     Args:
         policy: a policy, or a function that makes one (needed, and pickled, when `num_workers` > 1; for example
             `functools.partial(PriorVLAPolicy.from_pretrained, folder)`).
-        tasks: names, see `list_tasks(environment)`.
+        tasks: names, see `list_tasks(environment)`; of an environment of your own what you like, for example
+            instructions.
+        environment: a simulator's name, or a function that is called with a task and makes a Gymnasium environment of
+            your own (pickled when `num_workers` > 1). Its observations have `state` (S,) and `images` {camera: (h, w,
+            3) uint8}, its infos `success` or `is_success`, it ends its episodes, and it may have an `instruction`; else
+            the policy is told the task. It renders when films are asked for.
         trials: episodes a task. Trial i of a task starts from a seed that depends on `seed` and i alone, so that every
             policy meets the same starts.
         num_workers: processes of one thread each; 1 runs here, with torch's threads. Results do not depend on it but
             for the rounding of another number of threads.
         films_per_task: so many first trials of every task are filmed.
         blank_images: every picture is black: what is left is what the policy does without looking.
-        environment_options: arguments of the environment's class.
+        environment_options: further arguments of the environment's class or function.
         embodiment: the name by which the policy knows the environment's robot; default: the environment's own.
 
     Raises:
         ValueError: no task, an unknown task or simulator, a task named twice, `trials` below 1, or a policy of another
-            embodiment than the environment's: another name, or other action or state dims.
+            embodiment than the environment's: another name, or other action or state dims; or infos that do not say
+            whether an episode succeeded.
     """
-    require_tasks(environment, tasks)
+    if isinstance(environment, str):
+        require_tasks(environment, tasks)
+    elif not tasks or len(set(tasks)) < len(tasks):
+        raise ValueError(f"tasks={list(tasks)}: name at least one, and each once")
     if trials < 1:
         raise ValueError(f"trials={trials} must be at least 1")
     started = time.perf_counter()
@@ -133,7 +144,7 @@ def evaluate_policy(
 class _Job:
     """A block of one task's trials."""
 
-    environment: str
+    environment: str | Callable[..., Any]
     options: dict[str, Any]
     task: str
     seed: int
@@ -189,41 +200,49 @@ class _Worker:
 
     def run(self, job: _Job) -> list[_Episode]:
         environment = self._environments.get(job.environment, job.task, job.options)
-        body, robot = self._policy.embodiment, environment.embodiment
-        if body.name != (job.embodiment or robot.name):
-            raise ValueError(
-                f"the policy drives {body.name!r}, {job.environment} has {robot.name!r}: pass embodiment= of a "
-                "checkpoint that knows it"
-            )
-        for part in ("action", "state"):
-            own, here = (getattr(entry, f"{part}_names") for entry in (body, robot))
-            if len(own) != len(here):
-                raise ValueError(
-                    f"{body.name!r} has {len(own)} {part} dims ({', '.join(own)}), {robot.name!r} of {job.environment} "
-                    f"{len(here)} ({', '.join(here)}): it is another robot"
-                )
+        robot = getattr(environment.unwrapped, "embodiment", None)
+        if robot is not None:
+            _require_same_robot(self._policy.embodiment, robot, job)
         return [_run_episode(self._policy, environment, job, trial) for trial in job.trials]
 
     def close(self) -> None:
         self._environments.close()
 
 
-def _run_episode(policy: Policy, environment: RobotEnvironment, job: _Job, trial: int) -> _Episode:
+def _require_same_robot(body: Embodiment, robot: Embodiment, job: _Job) -> None:
+    if body.name != (job.embodiment or robot.name):
+        raise ValueError(
+            f"the policy drives {body.name!r}, {job.environment} has {robot.name!r}: pass embodiment= of a "
+            "checkpoint that knows it"
+        )
+    for part in ("action", "state"):
+        own, here = (getattr(entry, f"{part}_names") for entry in (body, robot))
+        if len(own) != len(here):
+            raise ValueError(
+                f"{body.name!r} has {len(own)} {part} dims ({', '.join(own)}), {robot.name!r} of {job.environment} "
+                f"{len(here)} ({', '.join(here)}): it is another robot"
+            )
+
+
+def _run_episode(policy: Policy, environment: Any, job: _Job, trial: int) -> _Episode:
     start_seed = job.seed * 100_003 + trial
     observation, info = environment.reset(seed=start_seed)
     session = policy.new_session(start_seed)
+    instruction = getattr(environment.unwrapped, "instruction", job.task)
     film: list[NDArray[np.uint8]] = []
-    success, truncated, step = False, False, 0
-    while not (success or truncated):
+    success, terminated, truncated, step = False, False, False, 0
+    while not (success or terminated or truncated):
         if trial < job.films and step % FILM_EVERY == 0:
             film.append(environment.render())
-        seen = {**observation, "instruction": environment.instruction}
+        seen = {**observation, "instruction": instruction}
         if job.blank_images:
             seen["images"] = BlankImages(observation["images"])
         action = policy.act([session], [seen])[0]
-        observation, _, _, truncated, info = environment.step(action)
-        success = bool(info["success"])
+        observation, _, terminated, truncated, info = environment.step(action)
+        success = any(bool(info.get(key)) for key in SUCCESS)
         step += 1
+    if not info.keys() & set(SUCCESS):
+        raise ValueError(f"{job.task!r}: the infos of this environment have no {' or '.join(SUCCESS)}: say it there")
     if film:
         film.append(environment.render())
     return _Episode(job.task, trial, success, np.stack(film) if film else None)

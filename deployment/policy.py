@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,21 +12,29 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..configuration.embodiment import Embodiment
+from ..hub_cards.embodiment_facts import made_up_state
 from ..modeling_priorvla.backbone import LanguageFeatures
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
+from .action_limits import ActionGuard, ActionLimits
+
+MOST_INSTRUCTIONS = 256  # whose encodings are kept
+PICTURE = (224, 224)  # height and width of the pictures to warm up with: the processor makes its own size of any
 
 Observation = Mapping[str, Any]  # "state" (S,), "images" {camera: (h, w, 3) uint8}, "instruction" str
 
 
 @dataclass
 class PolicySession:
-    """What one running episode remembers: chunk queue, past window, its own source of noise."""
+    """What one running episode remembers: chunk queue, past window, its last commands, its own source of noise."""
 
     generator: torch.Generator
+    guard: ActionGuard
     queue: deque[NDArray[np.float32]] = field(default_factory=deque)
+    chunks: deque[NDArray[np.float32]] = field(default_factory=deque)  # what is left of each, where they are averaged
     states: deque[NDArray[np.float32]] = field(default_factory=deque)
     actions: deque[NDArray[np.float32]] = field(default_factory=deque)
 
@@ -52,11 +61,15 @@ class PriorVLAPolicy:
         embodiment: name, one of the checkpoint's; may be left out when there is only one.
         execute_steps: steps of a chunk that are executed before the next is predicted. Default: half of it.
         num_inference_steps: denoising steps; default the config's.
+        limits: of what the robot may be told; default none, but nothing that is not finite is ever returned.
+        ensemble: predict at every step, and average what all chunks say of it, the one made i steps after the oldest
+            with weight exp(-ensemble i) (temporal ensembling as in ACT, whose value is 0.01). Default: no averaging.
         seed: of the policy's own session. The same seed and observations give the same actions.
 
     Raises:
         ValueError: on an embodiment that the checkpoint does not know, embodiments on which config and processor
-            disagree, a model without backbone, or execute_steps outside [1, chunk_size].
+            disagree, a model without backbone, execute_steps outside [1, chunk_size] or beside `ensemble`, or limits
+            that do not fit the robot.
     """
 
     def __init__(
@@ -67,6 +80,8 @@ class PriorVLAPolicy:
         embodiment: str | None = None,
         execute_steps: int | None = None,
         num_inference_steps: int | None = None,
+        limits: ActionLimits | None = None,
+        ensemble: float | None = None,
         seed: int = 0,
     ) -> None:
         model.config.expert.require_embodiments(processor.embodiments)
@@ -78,19 +93,29 @@ class PriorVLAPolicy:
         chunk_size = model.config.expert.chunk_size
         self.model, self.processor = model.eval(), processor
         self.embodiment = _choose(processor.embodiments, embodiment)
-        self.execute_steps = max(1, chunk_size // 2) if execute_steps is None else execute_steps
+        whole = max(1, chunk_size // 2) if ensemble is None else 1
+        self.execute_steps = whole if execute_steps is None else execute_steps
         if not 1 <= self.execute_steps <= chunk_size:
             raise ValueError(f"execute_steps={execute_steps} must be between 1 and the chunk's {chunk_size} steps")
-        self.num_inference_steps = num_inference_steps
+        if ensemble is not None and execute_steps is not None:
+            raise ValueError(f"execute_steps={execute_steps} with ensemble={ensemble}: it predicts at every step")
+        self.num_inference_steps, self.limits, self.ensemble = num_inference_steps, limits, ensemble
         self._language: dict[tuple[str, torch.device], LanguageFeatures] = {}
         self.reset(seed)
 
     @classmethod
     def from_pretrained(
-        cls, path: str | os.PathLike[str], *, backbone: Any = "auto", device: str = "cpu", **arguments: Any
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        backbone: Any = "auto",
+        backbone_quantization: str | None = "auto",
+        device: str = "cpu",
+        **arguments: Any,
     ) -> Self:
         """Loads model and processor from a folder or Hub id; `arguments` are the constructor's."""
-        model = PriorVLAModel.from_pretrained(path, backbone=backbone).to(device)
+        model = PriorVLAModel.from_pretrained(path, backbone=backbone, backbone_quantization=backbone_quantization)
+        model.to(device)
         return cls(model, PriorVLAProcessor.from_pretrained(path), **arguments)
 
     def reset(self, seed: int = 0) -> None:
@@ -99,7 +124,16 @@ class PriorVLAPolicy:
 
     def new_session(self, seed: int) -> PolicySession:
         """Memory for one more episode; the same seed gives the same noise, however sessions are batched."""
-        return PolicySession(torch.Generator().manual_seed(seed))
+        return PolicySession(torch.Generator().manual_seed(seed), ActionGuard(self.limits, self.embodiment))
+
+    def warm_up(self, batch_size: int = 1) -> float:
+        """Predicts from made-up observations, and once more; seconds of the second time. No session notices it."""
+        pictures = {camera: np.zeros((*PICTURE, 3), np.uint8) for camera in self.embodiment.cameras}
+        observation = {"state": made_up_state(self.embodiment), "images": pictures, "instruction": "wait"}
+        for _ in range(2):
+            started = time.perf_counter()
+            self.predict([self.new_session(0) for _ in range(batch_size)], [observation] * batch_size)
+        return time.perf_counter() - started
 
     def select_action(self, observation: Observation) -> NDArray[np.float32]:
         """The next action (D_robot,) in raw units."""
@@ -107,22 +141,33 @@ class PriorVLAPolicy:
 
     def predict_chunk(self, observation: Observation) -> NDArray[np.float32]:
         """A whole chunk (H, D_robot) in raw units; leaves the queue alone."""
-        return self._predict([self._session], [observation])[0]
+        return self.predict([self._session], [observation])[0]
 
     def act(self, sessions: Sequence[PolicySession], observations: Sequence[Observation]) -> NDArray[np.float32]:
         """One action (N, D_robot) for each of N sessions; those whose queue is empty are predicted in one batch."""
         hungry = [index for index, session in enumerate(sessions) if not session.queue]
         if hungry:
-            chunks = self._predict([sessions[i] for i in hungry], [observations[i] for i in hungry])
+            chunks = self.predict([sessions[i] for i in hungry], [observations[i] for i in hungry])
             for index, chunk in zip(hungry, chunks, strict=True):
-                sessions[index].queue.extend(chunk[: self.execute_steps])
+                sessions[index].queue.extend(self._next(sessions[index], chunk))
         actions = []
         for session, observation in zip(sessions, observations, strict=True):
-            actions.append(session.queue.popleft())
-            self._remember(session, observation, actions[-1])
+            actions.append(session.guard.apply(session.queue.popleft(), observation["state"]))
+            self.remember(session, observation, actions[-1])
         return np.stack(actions)
 
-    def _remember(self, session: PolicySession, observation: Observation, action: NDArray[np.float32]) -> None:
+    def _next(self, session: PolicySession, chunk: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The actions to execute before the next prediction."""
+        if self.ensemble is None:
+            return chunk[: self.execute_steps]
+        session.chunks.append(chunk)
+        weights = np.exp(-self.ensemble * np.arange(len(session.chunks)))
+        action = np.average([own[0] for own in session.chunks], axis=0, weights=weights)
+        session.chunks = deque(own[1:] for own in session.chunks if len(own) > 1)
+        return action.astype(np.float32)[None]
+
+    def remember(self, session: PolicySession, observation: Observation, action: NDArray[np.float32]) -> None:
+        """Notes what was seen and done in a step, for a model that is conditioned on its past."""
         if not self.model.config.use_history:
             return
         session.states.append(np.asarray(observation["state"], dtype=np.float32))
@@ -131,7 +176,17 @@ class PriorVLAPolicy:
             session.states.popleft()
             session.actions.popleft()
 
-    def _predict(self, sessions: Sequence[PolicySession], observations: Sequence[Observation]) -> NDArray[np.float32]:
+    def predict(
+        self,
+        sessions: Sequence[PolicySession],
+        observations: Sequence[Observation],
+        prefixes: Sequence[NDArray[np.float32] | None] | None = None,
+    ) -> NDArray[np.float32]:
+        """Chunks (N, H, D_robot) in raw units, in one batch; queues are left alone.
+
+        `prefixes`: for each session (P, D_robot) raw actions that will be executed anyway, P <= H, or None. Its chunk
+        begins with them and goes on from them; priors and policies are trained for that (`prefix_probability`).
+        """
         device = self.model.device
         body = torch.tensor([self.processor.embodiment_id(self.embodiment.name)])
         noise = [self.model.draw_noise(body, session.generator) for session in sessions]
@@ -145,10 +200,31 @@ class PriorVLAPolicy:
         chunk = self.model.sample_actions(
             **inputs,
             **self._words(observations),
+            **self._known(prefixes or [None] * len(sessions), states),
             noise=torch.cat(noise).to(device),
             num_inference_steps=self.num_inference_steps,
         )
-        return self.processor.decode_actions(chunk, self.embodiment.name, state=states)
+        actions = self.processor.decode_actions(chunk, self.embodiment.name, state=states)
+        for row, prefix in enumerate(prefixes or ()):
+            if prefix is not None:
+                actions[row, : len(prefix)] = prefix  # without the rounding of there and back
+        return actions
+
+    def _known(self, prefixes: Sequence[NDArray[np.float32] | None], states: NDArray[Any]) -> dict[str, Tensor]:
+        """What of each chunk is known, as the model has it."""
+        length = max(0 if prefix is None else len(prefix) for prefix in prefixes)
+        if not length:
+            return {}
+        body = self.embodiment
+        known = torch.zeros(len(prefixes), length, self.processor.max_action_dim)
+        for row, prefix in enumerate(prefixes):
+            if prefix is not None and len(prefix):
+                reference = states[row] if body.needs_reference else None
+                values = torch.from_numpy(body.normalize_actions(prefix, reference))
+                known[row, : len(prefix), : body.model_action_dim] = values
+        lengths = torch.tensor([0 if prefix is None else len(prefix) for prefix in prefixes])
+        device = self.model.device
+        return {"prefix_actions": known.to(device), "prefix_length": lengths.to(device)}
 
     def _history(self, sessions: Sequence[PolicySession]) -> dict[str, Any]:
         """The past windows (N, H_hist, ·), padded in front."""
@@ -180,6 +256,8 @@ class PriorVLAPolicy:
             words = self.processor(embodiment=self.embodiment.name, text=texts).to(device)
             return {"input_ids": words["input_ids"], "attention_mask": words["attention_mask"]}
         keys = [(text, device) for text in texts]
+        if len(self._language) > MOST_INSTRUCTIONS:
+            self._language.clear()
         for key in set(keys) - set(self._language):
             words = self.processor(embodiment=self.embodiment.name, text=[key[0]]).to(device)
             self._language[key] = backbone.encode_language(None, words["input_ids"], words["attention_mask"])

@@ -7,10 +7,11 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
-from .environments.registry import RobotEnvironment, make_environment
+from .environments.registry import make_environment
 
 # On few cores two processes of one thread beat one process of two.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -41,14 +42,15 @@ class LastEnvironment:
     """Makes environments and keeps the last one while the same task is asked for: building one takes 0.2 s."""
 
     def __init__(self) -> None:
-        self._made: tuple[Any, RobotEnvironment] | None = None
+        self._made: tuple[Any, Any] | None = None
 
-    def get(self, name: str, task: str, options: dict[str, Any]) -> RobotEnvironment:
-        """The environment that `make_environment(name, task, **options)` makes."""
-        wanted = (name, task, options)
+    def get(self, source: str | Callable[..., Any], task: str, options: dict[str, Any]) -> Any:
+        """What `make_environment(source, task, **options)` makes, or where it is a function, `source` itself."""
+        wanted = (source, task, options)
         if self._made is None or self._made[0] != wanted:
             self.close()
-            self._made = (wanted, make_environment(name, task, **options))
+            make = source if callable(source) else partial(make_environment, source)
+            self._made = (wanted, make(task, **options))
         return self._made[1]
 
     def close(self) -> None:

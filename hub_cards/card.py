@@ -5,31 +5,39 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import jinja2
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData, RepoCard
 
 from ..configuration.embodiment import Embodiment
+from .adapter_facts import adapter_facts
+from .card_evaluation import model_index, protocol, task_rows
+from .card_ranges import value_ranges
+from .card_text import flattened, render
 from .checkpoints import CardKind, is_hub_id, split_revision
 from .embodiment_facts import describe_embodiment, example_state
-from .intervals import wilson_interval
 from .listening import listening
 from .policy_facts import GATES, gate_table, host_sentence, layer_groups
 from .prior_metrics import metrics_by_body
 from .privacy import private_findings, scrub
-from .report import format_value
 from .versions import installed_versions
 
 CARD_FILE = "README.md"
 LIBRARY = "priorvla"
-TEMPLATES = Path(__file__).parent / "templates"
-KIND_TEMPLATES = {"action-prior": "action_prior.md", "vision-action-prior": "vision_action_prior.md", "vla": "vla.md"}
+KIND_TEMPLATES = {
+    "action-prior": "action_prior.md",
+    "vision-action-prior": "vision_action_prior.md",
+    "vla": "vla.md",
+    "adapter": "adapter.md",
+}
 KIND_TITLES = {
     "action-prior": "Action prior",
     "vision-action-prior": "Vision-action prior",
     "vla": "Vision-language-action policy",
+    "adapter": "Adapter",
 }
+KIND_TAGS = {"adapter": ("adapter", "lora", "vla")}  # of others, their own name
+Card = TypeVar("Card", bound=RepoCard)
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
@@ -47,25 +55,30 @@ def create_card(
     name: str | None = None,
     parameters: int | None = None,
     gates: Mapping[str, float] | None = None,
+    adapter: Mapping[str, Any] | None = None,
+    plots: Sequence[str] = (),
 ) -> ModelCard:
     """The card of a checkpoint. Absolute paths and secrets in any argument are scrubbed (see `privacy.scrub`).
 
     Args:
-        kind: `action-prior` (rung 1), `vision-action-prior` (rung 2) or `vla` (rung 3); see `kind_of`.
+        kind: `action-prior` (rung 1), `vision-action-prior` (rung 2), `vla` (rung 3), see `kind_of`, or `adapter`.
         config: the model's configuration (`ActionPriorConfig` or `PriorVLAConfig`); shapes in the card come from it.
         embodiments: in the order of the model's embodiment id.
         license: the Hub's identifier of the weights' licence, for example `apache-2.0`.
         training: the recipe, names to values (nested once at most); its key `versions` holds library versions, by
-            default those installed now.
+            default those installed now, its key `cost` the hardware and what the run took of it.
         metrics: names to numbers, for example a validation loss; a prior's `measure/body` become a table, a policy's
             `language_sensitivity/...` the answer to whether it listens.
-        evaluation: closed-loop results: `{"environment": str, "tasks": {task: {"successes": int, "trials": int}}}`;
-            every other key is printed as part of the protocol. Intervals are computed here.
+        evaluation: closed-loop results, see `read_evaluation`:
+            `{"environment": str, "tasks": {task: {"successes": int, "trials": int}}}`; every other key is printed as
+            part of the protocol. Intervals are computed here.
         datasets: Hub ids or local folders; a local folder is named by its last component and stays out of the header.
-        base_model: Hub id or local folder of the checkpoint that this one started from.
+        base_model: Hub id or local folder of the checkpoint that this one started from; an adapter names its own.
         name: the checkpoint's name, or its Hub id. Default: what it is and for which robot.
         parameters: number of saved parameters.
         gates: a policy's gates by name, `PriorVLAModel.gate_values()`.
+        adapter: what `adapter_config.json` holds; a policy's card with it is an adapter's.
+        plots: file names of pictures that lie beside the card and are shown, see `card_pictures.PLOTS`.
 
     Raises:
         ValueError: on an unknown kind, no embodiment, a missing or malformed licence, impossible counts, or metadata
@@ -75,9 +88,21 @@ def create_card(
         raise ValueError(f"card kind {kind!r} is unknown, use one of {', '.join(KIND_TEMPLATES)}")
     if not embodiments:
         raise ValueError("a card needs at least one embodiment: pass those of the checkpoint's processor")
-    _require_license(license)
-    title = scrub(name) if name else f"{KIND_TITLES[kind]} for {', '.join(entry.name for entry in embodiments)}"
-    tasks = _evaluated_tasks(evaluation)
+    require_license(license)
+    if adapter is not None:
+        kind = "adapter"
+    own: dict[str, Any] = {} if kind == "action-prior" else _sight(config, gates)
+    bodies = [
+        {"id": index, **describe_embodiment(entry), "ranges": value_ranges(entry)}
+        for index, entry in enumerate(embodiments)
+    ]
+    if kind == "adapter":
+        facts, order = _adapter(adapter, embodiments, parameters)
+        embodiments, bodies = [embodiments[index] for index in order], [bodies[index] for index in order]
+        base_model = base_model or (adapter or {}).get("base_model_name_or_path")
+        own |= facts
+    title = scrub(name) if name else f"{KIND_TITLES[kind]} for {_named(embodiments[: own.get('inherited') or None])}"
+    rows = task_rows(evaluation)
     hub_datasets, local_datasets = _split_sources(datasets)
     hub_bases, local_bases = _split_sources([base_model] if base_model else [])
     backbone = dict(getattr(config, "backbone", None) or {})
@@ -87,44 +112,46 @@ def create_card(
         license=license,
         library_name=LIBRARY,
         pipeline_tag="robotics",
-        tags=["robotics", LIBRARY, kind, *(entry.name for entry in embodiments)],
+        tags=["robotics", LIBRARY, *KIND_TAGS.get(kind, (kind,)), *(entry.name for entry in embodiments)],
         datasets=hub_datasets or None,
         base_model=(hub_bases if len(hub_bases) > 1 else hub_bases[0]) if hub_bases else None,
-        model_name=title if tasks else None,
-        eval_results=_eval_results(scrub(dict(evaluation or {})), tasks) if tasks else None,
+        base_model_relation="adapter" if kind == "adapter" and base_model and not local_bases else None,
+        model_name=title if rows else None,
+        eval_results=model_index(evaluation, rows) if evaluation and rows else None,
     )
     others, heard = listening(scrub(dict(metrics or {})))
     others, measured = metrics_by_body(others)
     recipe = scrub(dict(training or {}))
     versions = recipe.pop("versions", None) or installed_versions()
-    body = _render(
+    cost = recipe.pop("cost", None) or {}
+    text = render(
         KIND_TEMPLATES[kind],
         title=title,
         checkpoint=title if is_hub_id(title) else ".",
         config=config,
-        embodiments=[describe_embodiment(entry) for entry in embodiments],
+        embodiments=bodies,
         first=embodiments[0],
         example_state=example_state(embodiments[0]),
         architecture=_architecture(config, parameters),
         backbone=scrub(backbone),
-        recipe=_flattened(recipe),
+        recipe=flattened({key: value for key, value in recipe.items() if value is not None}),
+        cost=flattened(cost),
         versions=versions,
-        metrics=_flattened(others),
+        metrics=flattened(others),
         measured=measured,
         listening=heard,
-        tasks=tasks,
+        tasks=rows,
         environment=scrub((evaluation or {}).get("environment")),
-        protocol=_flattened(scrub({k: v for k, v in (evaluation or {}).items() if k not in ("environment", "tasks")})),
+        protocol=protocol(evaluation),
         datasets=hub_datasets,
         local_datasets=local_datasets,
         base_model=(local_bases or hub_bases)[0] if base_model else None,
         base_model_on_hub=bool(base_model and not local_bases),
         license=license,
-        **({} if kind == "action-prior" else _sight(config, gates)),
+        plots=plots,
+        **own,
     )
-    # The body is a value and not a template here, so that braces in somebody's task name are only text.
-    card = ModelCard.from_template(data, template_str="---\n{{ card_data }}\n---\n\n{{ body }}", body=body)
-    card.text = card.text.rstrip() + "\n"
+    card = compose_card(ModelCard, data, text)
     validate_card(card)
     return card
 
@@ -145,6 +172,14 @@ def load_card(source: str | Path) -> ModelCard:
     raise FileNotFoundError(f"{path}: no model card there, pass a checkpoint's folder or a Hub id such as 'owner/name'")
 
 
+def compose_card(card_class: type[Card], data: Any, text: str) -> Card:
+    """A card of a header and the Markdown below it."""
+    # The text is a value and not a template here, so that braces in somebody's task name are only text.
+    card = card_class.from_template(data, template_str="---\n{{ card_data }}\n---\n\n{{ body }}", body=text)
+    card.text = card.text.rstrip() + "\n"
+    return card
+
+
 def validate_card(card: ModelCard) -> None:
     """Reads the card back through huggingface_hub's own parsers and checks what we promise. Needs no network.
 
@@ -152,62 +187,44 @@ def validate_card(card: ModelCard) -> None:
         ValueError: naming the metadata field, when it is missing, differs once read back, or when the card holds an
             absolute path or a secret.
     """
-    again = ModelCard(str(card))
+    require_readable(card)
+    for field, expected in (("library_name", LIBRARY), ("pipeline_tag", "robotics")):
+        if card.data.get(field) != expected:
+            raise ValueError(f"the card's {field} is {card.data.get(field)!r}, it must be {expected!r}")
+    require_license(card.data.get("license"))
+
+
+def require_readable(card: RepoCard) -> None:
+    """Raises ValueError when huggingface_hub reads a card's header back otherwise, or it holds something private."""
+    again = type(card)(str(card))
     if again.data.to_dict() != card.data.to_dict():
         raise ValueError(
             "huggingface_hub reads other metadata back than were written: use plain strings, numbers, lists"
         )
-    for field, expected in (("library_name", LIBRARY), ("pipeline_tag", "robotics")):
-        if card.data.get(field) != expected:
-            raise ValueError(f"the card's {field} is {card.data.get(field)!r}, it must be {expected!r}")
-    _require_license(card.data.get("license"))
     for finding in private_findings(str(card)):
         raise ValueError(f"the card holds something private, {finding}: remove it from the values that it is made of")
 
 
-def _require_license(license: Any) -> None:  # noqa: A002
+def require_license(license: Any) -> None:  # noqa: A002
+    """Raises ValueError when it is no identifier of a licence."""
     if not isinstance(license, str) or not _LICENSE.fullmatch(license):
         raise ValueError(f"license={license!r}: name the licence by the Hub's identifier, such as 'apache-2.0'")
 
 
-def _evaluated_tasks(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """One row a task and, for several, one for all together; rates and Wilson intervals computed from the counts."""
-    results = dict((evaluation or {}).get("tasks", {}))
-    if len(results) > 1:
-        totals = {key: sum(result[key] for result in results.values()) for key in ("successes", "trials")}
-        results["all tasks"] = totals
-    rows = []
-    for task, result in results.items():
-        successes, trials = int(result["successes"]), int(result["trials"])
-        low, high = wilson_interval(successes, trials)
-        rows.append(
-            {
-                "task": scrub(task),
-                "successes": successes,
-                "trials": trials,
-                "rate": successes / trials,
-                "interval": [round(low, 4), round(high, 4)],
-            }
-        )
-    return rows
+def _named(embodiments: Sequence[Embodiment]) -> str:
+    return ", ".join(entry.name for entry in embodiments)
 
 
-def _eval_results(evaluation: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> list[EvalResult]:
-    environment = str(evaluation.get("environment") or "simulation")
-    return [
-        EvalResult(
-            task_type="robotics",
-            task_name="closed-loop control",
-            dataset_type=re.sub(r"[^a-z0-9]+", "-", environment.lower()).strip("-") or "simulation",
-            dataset_name=environment,
-            dataset_config=row["task"],
-            metric_type="success_rate",
-            metric_name="Success rate, %",
-            metric_value=round(100 * row["rate"], 2),
-            metric_args={key: row[key] for key in ("successes", "trials", "interval")},
-        )
-        for row in tasks
-    ]
+def _adapter(
+    adapter: Mapping[str, Any] | None, embodiments: Sequence[Embodiment], parameters: int | None
+) -> tuple[dict[str, Any], list[int]]:
+    """What the template is told of an adapter, and the bodies' indices in its order: first those it was trained for."""
+    if adapter is None:
+        raise ValueError("the card of an adapter needs adapter=, what its adapter_config.json holds")
+    facts = adapter_facts(adapter, [entry.name for entry in embodiments], parameters)
+    trained = facts["bodies"]
+    order = [*trained, *(index for index in range(len(embodiments)) if index not in trained)]
+    return {"adapter": facts, "inherited": len(trained)}, order
 
 
 def _architecture(config: Any, parameters: int | None) -> dict[str, str]:
@@ -234,18 +251,6 @@ def _sight(config: Any, gates: Mapping[str, float] | None) -> dict[str, Any]:
     }
 
 
-def _flattened(facts: Mapping[str, Any]) -> dict[str, str]:
-    """`{"optimizer": {"lr": 1e-3}}` as `{"optimizer lr": "0.001"}`; names as words, values as people read them."""
-    flat: dict[str, str] = {}
-    for name, value in facts.items():
-        words = str(name).replace("_", " ")
-        if isinstance(value, Mapping):
-            flat.update({f"{words} {key}": text for key, text in _flattened(value).items()})
-        else:
-            flat[words] = format_value(value)
-    return flat
-
-
 def _split_sources(sources: Sequence[str]) -> tuple[list[str], list[str]]:
     """Hub ids, without revisions, and the last components of everything that is or looks like a local folder."""
     on_hub: list[str] = []
@@ -259,22 +264,13 @@ def _split_sources(sources: Sequence[str]) -> tuple[list[str], list[str]]:
     return on_hub, local
 
 
-def _render(template: str, **values: Any) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["cell"] = _table_cell
-    text = environment.get_template(template).render(**values)
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
-
-
-def _table_cell(value: Any) -> str:
-    """Text that stays within its cell of a Markdown table, and is text there."""
-    text = " ".join(str(value).split())
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
-
-
-__all__ = ["create_card", "load_card", "validate_card"]
+__all__ = [
+    "CARD_FILE",
+    "LIBRARY",
+    "compose_card",
+    "create_card",
+    "load_card",
+    "require_license",
+    "require_readable",
+    "validate_card",
+]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-CardKind = Literal["action-prior", "vision-action-prior", "vla"]
+CardKind = Literal["action-prior", "vision-action-prior", "vla", "adapter"]
 
 MODEL_TYPES = ("priorvla_action_prior", "priorvla")
 
@@ -17,8 +17,8 @@ MODEL_TYPES = ("priorvla_action_prior", "priorvla")
 def kind_of(config: Any) -> CardKind:
     """What a checkpoint is, from its config or from the mapping that its config.json holds.
 
-    A `PriorVLAModel` that reads no language is a vision-action prior. Raises ValueError on a model type that is none of
-    `MODEL_TYPES`.
+    A `PriorVLAModel` that reads no language is a vision-action prior; of an adapter's folder it is what its base is.
+    Raises ValueError on a model type that is none of `MODEL_TYPES`.
     """
     fields = config_fields(config)
     model_type = fields.get("model_type")

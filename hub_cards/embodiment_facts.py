@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..configuration.embodiment import Embodiment
 from ..configuration.rotations import from_matrix
@@ -34,14 +35,19 @@ def describe_embodiment(embodiment: Embodiment) -> dict[str, Any]:
     }
 
 
-def example_state(embodiment: Embodiment) -> str:
-    """A state that the snippet can pass, as Python: zeros, and rotations by nothing."""
-    if not embodiment.rotations:
-        return f"np.zeros({embodiment.state_dim}, dtype=np.float32)"
-    state = np.zeros(embodiment.state_dim)
+def made_up_state(embodiment: Embodiment) -> NDArray[np.float32]:
+    """A raw state (S_robot,) that the processor takes: zeros, and rotations by nothing."""
+    state = np.zeros(embodiment.state_dim, dtype=np.float32)
     for group in embodiment.rotations:
         state[group.state_dims] = from_matrix(np.eye(3)[None], group.representation)[0, : len(group.state_dims)]
-    return f"np.array({state.tolist()}, dtype=np.float32)"
+    return state
+
+
+def example_state(embodiment: Embodiment) -> str:
+    """`made_up_state` as Python, for a snippet."""
+    if not embodiment.rotations:
+        return f"np.zeros({embodiment.state_dim}, dtype=np.float32)"
+    return f"np.array({made_up_state(embodiment).tolist()}, dtype=np.float32)"
 
 
 def _learned(embodiment: Embodiment) -> str:
@@ -63,4 +69,4 @@ def _learned(embodiment: Embodiment) -> str:
     return "; ".join(facts)
 
 
-__all__ = ["describe_embodiment", "example_state"]
+__all__ = ["describe_embodiment", "example_state", "made_up_state"]

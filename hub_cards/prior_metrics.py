@@ -42,7 +42,9 @@ def metrics_by_body(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], Table]:
 def _shown(measure: str, value: Any) -> str:
     if value is None:
         return "–"
-    return f"{value:.0%}" if measure == "coverage" else f"{value:.3g}"
+    if measure == "coverage":
+        return f"{value:.0%}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 __all__ = ["MEASURES", "metrics_by_body"]

@@ -17,6 +17,7 @@ from ..modeling_priorvla.modeling_action_prior import ActionPriorModel
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from .card import CARD_FILE, load_card
+from .card_evaluation import read_evaluation
 from .checkpoints import kind_of
 from .info import checkpoint_folder
 from .published_card import published_card
@@ -30,21 +31,27 @@ def publish_checkpoint(
     destination: str | Path,
     *,
     license: str,  # noqa: A002
+    evaluation: str | Path | None = None,
     **options: Any,
 ) -> Path | CommitInfo:
     """Publishes what is in `checkpoint` (folder or Hub id): its card, metrics and report go along when it has them.
 
+    So do the pictures that its card shows.
+
     Args:
-        options: of `publish`, but for `metrics` and `report`; None is as if it were not given.
+        evaluation: the `report.json` of `priorvla evaluate`, or the folder that it is in, for the card.
+        options: of `publish`, but for `metrics`, `report` and `pictures`; None is as if it were not given.
 
     Raises:
         FileNotFoundError: when `checkpoint` is no checkpoint.
-        What `publish` raises.
+        What `publish` and `read_evaluation` raise.
     """
     folder = checkpoint_folder(checkpoint)
     values = {name: value for name, value in options.items() if value is not None}
     if (folder / CARD_FILE).is_file():
-        values["card"] = load_card(folder)
+        values |= {"card": load_card(folder), "pictures": folder}
+    if evaluation is not None:
+        values["evaluation"] = read_evaluation(evaluation)
     if (folder / METRICS_FILE).is_file():
         values["metrics"] = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
     if (folder / REPORT_FILE).is_file():
@@ -62,6 +69,7 @@ def _publish_adapter(
     license: str,  # noqa: A002
     card: ModelCard | None = None,
     metrics: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
     name: str | None = None,
     base_model: str | None = None,
     **options: Any,
@@ -70,7 +78,7 @@ def _publish_adapter(
     if card is None:
         raise FileNotFoundError(f"{folder / CARD_FILE} is missing: train the adapter with `priorvla finetune`")
     config = PriorVLAConfig.from_pretrained(folder)
-    added = {"metrics": metrics, "name": name, "base_model": base_model}
+    added = {"metrics": metrics, "evaluation": evaluation, "name": name, "base_model": base_model}
 
     def save(staging: Path) -> None:
         for file in (CONFIG_FILE, ADAPTER_CONFIG_FILE, ADAPTER_FILE):
@@ -84,6 +92,7 @@ def _publish_adapter(
         card=lambda repo: published_card(config, card, license, processor.embodiments, 0, repo, added, adapter=True),
         embodiments=processor.embodiments,
         metrics=metrics,
+        evaluation=evaluation,
         **options,
     )
 

@@ -13,20 +13,28 @@ from pathlib import Path
 from typing import Any, Protocol, overload
 
 from huggingface_hub import CommitInfo, ModelCard
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from ..configuration.embodiment import EMBODIMENTS_FILE, Embodiment, save_embodiments
-from ..modeling_priorvla.adapters import ADAPTER_CONFIG_FILE, adapter_tensors, adapters_in, save_adapter
+from ..modeling_priorvla.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, adapter_tensors, adapters_in, save_adapter
 from ..modeling_priorvla.attached_backbone import TRAINED, BackbonePreTrainedModel
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
+from .adapter_facts import adapter_config
 from .card import CARD_FILE, load_card
+from .card_pictures import gather_pictures
+from .card_plots import save_success_plot
 from .checkpoints import is_hub_id, kind_of
 from .privacy import require_public, scrub
 from .published_card import published_card
 from .uploading import upload_checkpoint
 
+CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.json"
+FORMAT = {"format": "pt"}  # of the tensors, as transformers notes it
 
 
 class SavedProcessor(Protocol):
@@ -57,6 +65,7 @@ def publish(
     private: bool = True,
     code: bool = False,
     report: str | Path | None = None,
+    pictures: str | Path | None = None,
     commit_message: str | None = None,
     token: str | None = None,
     revision: str | None = None,
@@ -84,9 +93,11 @@ def publish(
         private: who can see a repository on the Hub: you and your organisation, or everybody.
         code: also the modules of ours that the model needs, for `trust_remote_code=True` without this package.
         report: a `report.json` to go with it; paths and secrets in it are scrubbed.
+        pictures: folder that has the pictures which `card` shows; they go with it. Without, ours are left out of the
+            card, and somebody's own are an error. Success by task is drawn where `evaluation` is given.
         commit_message, token, revision: of a commit on the Hub; see `upload_checkpoint`.
         card_values: `training`, `metrics`, `evaluation`, `datasets`, `base_model`, `name` of `create_card`; with
-            `card` only `metrics`, `base_model` and `name`, which are added to it.
+            `card` only `metrics`, `evaluation`, `base_model` and `name`, which are added to it.
 
     Returns:
         The folder; of a repository on the Hub the commit, as a string its address, `.oid` its id.
@@ -101,6 +112,7 @@ def publish(
     values = dict(card_values)
     if card is None and isinstance(model, PriorVLAModel):
         values.setdefault("gates", model.gate_values())
+        values.setdefault("adapter", adapter_config(model))
     return publish_files(
         lambda folder: _save_model(model, folder, card_values.get("base_model")),
         processor,
@@ -110,7 +122,9 @@ def publish(
         ),
         embodiments=embodiments,
         metrics=card_values.get("metrics"),
+        evaluation=card_values.get("evaluation"),
         report=report,
+        pictures=pictures,
         code=code,
         overwrite=overwrite,
         private=private,
@@ -128,7 +142,9 @@ def publish_files(
     card: Callable[[str | None], ModelCard],
     embodiments: Sequence[Embodiment],
     metrics: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
     report: str | Path | None = None,
+    pictures: str | Path | None = None,
     code: bool = False,
     overwrite: bool = False,
     **upload: Any,
@@ -151,6 +167,9 @@ def publish_files(
         processor.save_pretrained(staging)
         if not (staging / EMBODIMENTS_FILE).exists():
             save_embodiments(embodiments, staging)
+        if evaluation:
+            save_success_plot(evaluation, staging)
+        finished.text = gather_pictures(finished.text, None if pictures is None else Path(pictures), staging)
         finished.save(staging / CARD_FILE)
         if metrics:
             _write_json(staging / METRICS_FILE, dict(metrics))
@@ -191,7 +210,7 @@ def _require_free(folder: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise FileExistsError(f"{folder} exists: choose another folder, or pass overwrite=True to replace it")
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG_FILE).is_file():
         raise FileExistsError(f"{folder} exists and holds no config.json, so it is no checkpoint: it is not replaced")
 
 
@@ -206,18 +225,29 @@ def _embodiments_of(processor: Any) -> list[Embodiment]:
 def name_base(folder: Path, base: str | None) -> None:
     """Makes the adapter in `folder` find its base at the Hub id `base`, or (None) checks that it names one.
 
-    Raises ValueError when it names a folder: nobody else has that.
+    Raises ValueError as `published_base`.
     """
     file = folder / ADAPTER_CONFIG_FILE
     config = json.loads(file.read_text(encoding="utf-8"))
-    named = base or config.get("base_model_name_or_path")
-    if named is None or not is_hub_id(str(named)) or (base is None and Path(named).exists()):
+    known = config.get("base_model_name_or_path")
+    config["base_model_name_or_path"] = named = published_base(known, base)
+    if named != known:
+        config["revision"] = None  # it was the other's
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def published_base(known: str | None, base: str | None) -> str:
+    """The Hub id of an adapter's base: `base`, or (None) what the adapter knows it by.
+
+    Raises ValueError when that is a folder: nobody else has it.
+    """
+    named = str(base or known)
+    if not is_hub_id(named) or (base is None and Path(named).exists()):
         raise ValueError(
-            f"the adapter's base is {Path(str(named)).name!r}, which nobody else has: publish the base, and name its "
+            f"the adapter's base is {Path(named).name!r}, which nobody else has: publish the base, and name its "
             "Hub id (base_model=, --base-model)"
         )
-    config["base_model_name_or_path"] = named
-    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return named
 
 
 def _is_adapted(model: PreTrainedModel) -> bool:
@@ -236,9 +266,47 @@ def _save_model(model: PreTrainedModel, folder: Path, base: str | None) -> None:
         model.save_pretrained(folder)
         return
     model.save_pretrained(folder, state_dict=kept)
-    config: PreTrainedConfig = copy.deepcopy(model.config)
-    config.encoder = None
-    config.save_pretrained(folder)
+    _without_encoder(model.config).save_pretrained(folder)
+
+
+def copy_model(saved: Path, folder: Path, config: PreTrainedConfig, base: str | None = None) -> None:
+    """Puts into `folder` what `publish` would save of the model whose files are in `saved`, without loading it.
+
+    Raises ValueError when it is an adapter whose base, or else `base`, is not on the Hub.
+    """
+    if (saved / ADAPTER_FILE).is_file():
+        for name in (CONFIG_FILE, ADAPTER_CONFIG_FILE, ADAPTER_FILE):
+            shutil.copyfile(saved / name, folder / name)
+        name_base(folder, base)
+        return
+    whole = [_copy_weights(file, folder, config) for file in sorted(saved.glob("model*.safetensors"))]
+    index = saved / SAFE_WEIGHTS_INDEX_NAME
+    if index.is_file():
+        told = json.loads(index.read_text(encoding="utf-8"))
+        places = {name: file for name, file in told["weight_map"].items() if _is_published(config, name)}
+        (folder / index.name).write_text(json.dumps({**told, "weight_map": places}, indent=2) + "\n", encoding="utf-8")
+    if all(whole):
+        shutil.copyfile(saved / CONFIG_FILE, folder / CONFIG_FILE)
+    else:
+        _without_encoder(config).save_pretrained(folder)
+
+
+def _copy_weights(file: Path, folder: Path, config: PreTrainedConfig) -> bool:
+    """The published tensors of a file; whether they are all of them."""
+    with safe_open(file, framework="pt") as tensors:
+        names = list(tensors.keys())
+        kept = {name for name in names if _is_published(config, name)}
+        if len(kept) == len(names):
+            shutil.copyfile(file, folder / file.name)
+        elif kept:
+            save_file({name: tensors.get_tensor(name) for name in names if name in kept}, folder / file.name, FORMAT)
+    return len(kept) == len(names)
+
+
+def _without_encoder(config: PreTrainedConfig) -> PreTrainedConfig:
+    published = copy.deepcopy(config)
+    published.encoder = None
+    return published
 
 
 def _published_size(model: PreTrainedModel) -> int:
@@ -276,4 +344,4 @@ def _move_into_place(staging: Path, folder: Path) -> None:
     shutil.rmtree(aside)
 
 
-__all__ = ["load_card", "name_base", "publish", "publish_files"]
+__all__ = ["copy_model", "load_card", "name_base", "publish", "publish_files", "published_base"]

@@ -21,7 +21,7 @@ class PublishedPrior:
 
     Attributes:
         name: its Hub id, for `AutoModel.from_pretrained` and `priorvla train --prior`.
-        kind: `action-prior`, `vision-action-prior` or `vla`.
+        kind: `action-prior`, `vision-action-prior`, `vla` or `adapter`.
         embodiments: in the order of the model's embodiment id; of a card without that, none.
         license: of the weights; None when the card names none.
         metrics: names (`velocity_loss/arm`) to numbers, as `metrics.json` has them.
@@ -52,7 +52,8 @@ def list_priors(
 
     Args:
         embodiment: only those that know this body, by its name.
-        kind: only `action-prior` or only `vision-action-prior`; `vla` finds policies. Default: both kinds of prior.
+        kind: only `action-prior` or only `vision-action-prior`; `vla` finds policies and `adapter` what lies beside
+            them. Default: both kinds of prior.
         author: only those of this user or organisation.
         search: only those with this in their name.
         token: default: that of HF_TOKEN or of `hf auth login`; with one, your private ones are found too.
@@ -74,8 +75,10 @@ def _read(model: ModelInfo) -> PublishedPrior | None:
     card: dict[str, Any] = model.card_data.to_dict() if model.card_data else {}
     told = card.get(LIBRARY)
     told = told if isinstance(told, Mapping) else {}
+    said = [told["kind"]] if "kind" in told else model.tags or []
     kinds: Iterable[CardKind] = KIND_TEMPLATES  # type: ignore[assignment]  # its keys
-    kind = next((name for name in kinds if name in (model.tags or [])), None)
+    named = [name for name in kinds if name in said]
+    kind = named[-1] if named else None  # an adapter is tagged as the policy, too, that it makes of its base
     if kind is None:
         return None
     metrics = told.get("metrics")

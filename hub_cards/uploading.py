@@ -10,6 +10,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 
+from .checkpoints import is_hub_id
 from .privacy import require_public
 
 CONFIGS = ("config.json", "adapter_config.json")  # a repository with neither holds no checkpoint
@@ -54,18 +55,10 @@ def upload_checkpoint(
         ConnectionError: the Hub could not be reached, or the connection was lost.
     """
     require_public(folder)
-    if token is None and get_token() is None:
-        raise PermissionError(f"uploading to {repo} needs a token of the Hub, and there is none: {LOGIN}")
-    api = HfApi(token=token, library_name="priorvla")
+    api = _api(repo, token)
     with _explained(repo):
         found = _opened(api, repo, private, revision)
-        there = {sibling.rfilename for sibling in found.siblings or []} - {KEPT}
-        _require_free(repo, there, overwrite)
-        if private and not found.private:
-            raise ValueError(
-                f"{repo} is public, and so would be this checkpoint: pass private=False (--public) if that is meant, "
-                "or choose another name"
-            )
+        there = _require_place(repo, found, private, overwrite)
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         commit = api.create_commit(
             repo,
@@ -82,14 +75,51 @@ def upload_checkpoint(
     return commit
 
 
+def require_place(
+    repo: str, *, private: bool = True, overwrite: bool = False, token: str | None = None, revision: str | None = None
+) -> None:
+    """Raises what `upload_checkpoint` would raise of the repository, when there are no files yet. Writes nothing."""
+    api = _api(repo, token)
+    with _explained(repo):
+        try:
+            found = _found(api, repo, revision)
+        except RepositoryNotFoundError:
+            return
+        _require_place(repo, found, private, overwrite)
+
+
+def repository_id(name: str, token: str | None = None) -> str:
+    """`owner/name`, as it is; a bare name gets the account of the token.
+
+    Raises:
+        ValueError: it is neither. PermissionError, ConnectionError: as `upload_checkpoint`.
+    """
+    if not is_hub_id(name if "/" in name else f"me/{name}"):
+        raise ValueError(f"{name!r} is no name of a repository on the Hub: use owner/name, or a bare name of your own")
+    if "/" in name:
+        return name
+    with _explained(name):
+        return f"{_api(name, token).whoami()['name']}/{name}"
+
+
+def _api(repo: str, token: str | None) -> HfApi:
+    if token is None and get_token() is None:
+        raise PermissionError(f"uploading to {repo} needs a token of the Hub, and there is none: {LOGIN}")
+    return HfApi(token=token, library_name="priorvla")
+
+
 def _opened(api: HfApi, repo: str, private: bool, revision: str | None) -> ModelInfo:
     """The repository as it is now, made when there is none."""
     try:
-        try:
-            return api.model_info(repo, revision=revision)
-        except RepositoryNotFoundError:
-            api.create_repo(repo, private=private)
-            return api.model_info(repo, revision=revision)
+        return _found(api, repo, revision)
+    except RepositoryNotFoundError:
+        api.create_repo(repo, private=private)
+        return _found(api, repo, revision)
+
+
+def _found(api: HfApi, repo: str, revision: str | None) -> ModelInfo:
+    try:
+        return api.model_info(repo, revision=revision)
     except RevisionNotFoundError:
         raise ValueError(
             f"{repo} has no branch {revision!r}: publish to main first (revision=None), then make the branch with "
@@ -97,7 +127,9 @@ def _opened(api: HfApi, repo: str, private: bool, revision: str | None) -> Model
         ) from None
 
 
-def _require_free(repo: str, there: set[str], overwrite: bool) -> None:
+def _require_place(repo: str, found: ModelInfo, private: bool, overwrite: bool) -> set[str]:
+    """The files that are there and may be replaced."""
+    there = {sibling.rfilename for sibling in found.siblings or []} - {KEPT}
     if there and not there.intersection(CONFIGS):
         raise FileExistsError(
             f"{repo} exists and holds no checkpoint ({', '.join(sorted(there)[:3])}): it is not replaced, choose "
@@ -108,6 +140,12 @@ def _require_free(repo: str, there: set[str], overwrite: bool) -> None:
             f"{repo} exists and holds a checkpoint: choose another name, or pass overwrite=True (--overwrite) to "
             "replace it; the old one stays readable under its commit"
         )
+    if private and not found.private:
+        raise ValueError(
+            f"{repo} is public, and so would be this checkpoint: pass private=False (--public) if that is meant, "
+            "or choose another name"
+        )
+    return there
 
 
 @contextmanager
@@ -144,4 +182,4 @@ def _told(repo: str, error: Exception) -> OSError:
     return OSError(f"the Hub refused the upload to {repo} and nothing was published: {error}")
 
 
-__all__ = ["upload_checkpoint"]
+__all__ = ["repository_id", "require_place", "upload_checkpoint"]

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers.utils import find_adapter_config_file
-from transformers.utils.hub import cached_file
+from torch import Tensor, nn
+from transformers.utils import CONFIG_NAME, find_adapter_config_file
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..configuration.configuration_expert import ExpertConfig
 from ..configuration.configuration_priorvla import PriorVLAConfig
@@ -48,7 +48,8 @@ def add_adapter(
     Args:
         config: as `lora_config` makes it. name: several adapters can be in one model, one at a time active:
             `adapters_in(model).set_adapter(name)`.
-        base: folder or Hub id under which the adapter will find its base. Default: where `model` was loaded from.
+        base: folder or Hub id under which the adapter will find its base. Default: where `model` was loaded from, at
+            the commit that it was loaded from, so that the adapter means the same when its base moves on.
 
     Raises:
         ValueError: when the checkpoint has backbone adapters of its own, or a backbone is to be reached and there is
@@ -62,7 +63,10 @@ def add_adapter(
         )
     if TRAINED[:-1] in str(config.target_modules):
         _reveal_backbone(model)
-    base = base or config.base_model_name_or_path or model.config._name_or_path or None
+    origin = model.config._name_or_path or None
+    base = base or config.base_model_name_or_path or origin
+    if config.revision is None and base == origin:
+        config.revision = model.loaded_commit
     config.base_model_name_or_path = None  # peft warns when it is not where this model was loaded from
     adapters: PeftModel | None = adapters_in(model)
     if adapters is None:
@@ -172,6 +176,17 @@ def read_adapter(
     assert all(torch.equal(now[key], tensor.to(now[key])) for key, tensor in saved.items())
 
 
+def commit_of(place: str | os.PathLike[str] | None, **hub: Any) -> str | None:
+    """The commit on the Hub that `from_pretrained(place, **hub)` means; None of a folder, or where none is known.
+
+    Raises OSError when there is no such repository or revision; not with `local_files_only`.
+    """
+    if place is None or os.path.isdir(place):
+        return None
+    absent = {"_raise_exceptions_for_missing_entries": False} if hub.get("local_files_only") else {}
+    return extract_commit_hash(cached_file(str(place), CONFIG_NAME, **absent, **hub), None)
+
+
 def adapter_place(place: str | os.PathLike[str] | None, arguments: dict[str, Any]) -> str | None:
     """The folder or Hub id of an adapter, where `from_pretrained(place, **arguments)` was called with one.
 
@@ -194,13 +209,15 @@ def load_adapted(
     *,
     base: str | os.PathLike[str] | None = None,
     backbone: BackboneSource | None = "auto",
+    backbone_quantization: str | None = "auto",
     **arguments: Any,
 ) -> Any:
     """The model of an adapter's base with the adapter in it, from the adapter's folder or Hub id alone.
 
     Args:
-        base: instead of the one that the adapter names.
-        backbone: as `from_pretrained`'s. arguments: of the base's `from_pretrained`; `revision` is the adapter's.
+        base: instead of the one that the adapter names, as it is now.
+        backbone: as `from_pretrained`'s. backbone_quantization too; "auto" is what the adapter was trained beside.
+        arguments: of the base's `from_pretrained`; `revision` is the adapter's.
 
     Raises:
         ValueError: when the adapter names no base and none is given. OSError: when the base is not found.
@@ -211,8 +228,16 @@ def load_adapted(
     source = base if base is not None else config.base_model_name_or_path
     if source is None:
         raise ValueError(f"{place}: {ADAPTER_CONFIG_FILE} names no base_model_name_or_path: pass base=")
+    revision = (config.revision if base is None else None) or "main"
+    if backbone_quantization == "auto":
+        reference = PriorVLAConfig.from_pretrained(str(place), **hub).backbone
+        backbone_quantization = (reference or {}).get("quantization")
     model = model_class.from_pretrained(
-        source, backbone=backbone, **arguments, **{**hub, "revision": config.revision or "main"}
+        source,
+        backbone=backbone,
+        backbone_quantization=backbone_quantization,
+        **arguments,
+        **{**hub, "revision": revision},
     )
     load_adapter(model, place, **hub)
     return model.eval()
@@ -222,8 +247,15 @@ def merge_adapter(model: BackbonePreTrainedModel) -> BackbonePreTrainedModel:
     """Adds the active adapter to the weights and forgets all adapters; the same model, a checkpoint of its own now.
 
     A backbone that was adapted counts as trained in full from now on, and will be saved.
+
+    Raises ValueError when there is no adapter, or it would have to be rounded to a backbone's integers.
     """
     adapted = adapts_backbone(model)
+    if adapted and (kind := getattr(model.backbone, "quantization", None)) is not None:
+        raise ValueError(
+            f"the adapter reaches into a backbone with quantization={kind!r}, whose integers have no room for it: keep "
+            "it as it is, load with backbone_quantization=None and merge then, or train one with preset 'expert'"
+        )
     _require_adapters(model).merge_and_unload(safe_merge=True)
     del model.__dict__[_HELD]
     if adapted:
@@ -250,7 +282,12 @@ def _reveal_backbone(model: BackbonePreTrainedModel) -> None:
     if model.backbone is None:
         raise ValueError("the adapter goes into the backbone, and none is attached: call model.attach_backbone()")
     if TRAINED[:-1] not in model._modules:
-        model._modules[TRAINED[:-1]] = copy.deepcopy(model.backbone)
+        model._modules[TRAINED[:-1]] = backbone = copy.deepcopy(model.backbone)
+        # Its own dropout stays off, as in a frozen one: it would come from each process's generator, so that a run
+        # would depend on how many share it. `lora_dropout` is another and can be asked for.
+        for part in backbone.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = 0.0
         model.__dict__["_frozen_backbone"] = None
 
 
@@ -305,6 +342,7 @@ __all__ = [
     "adapters_in",
     "adapts_backbone",
     "add_adapter",
+    "commit_of",
     "load_adapted",
     "load_adapter",
     "merge_adapter",

@@ -43,6 +43,7 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
         self._trained_at: tuple[str, dict[str, Any]] | None = (
             None  # the checkpoint that a trained backbone is read from
         )
+        self.loaded_commit: str | None = None  # of the Hub; None of a folder
 
     @property
     def backbone(self) -> Backbone | None:
@@ -129,21 +130,29 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
         pretrained_model_name_or_path: str | os.PathLike[str] | None,
         *model_args: Any,
         backbone: BackboneSource | None = "auto",
+        backbone_quantization: str | None = "auto",
         **kwargs: Any,
     ) -> Any:
         """As every transformers model; `backbone` is "auto" (that of `config.backbone`), a folder, a module or None.
 
         Of an adapter's folder or Hub id: the model of its base, with the adapter in it.
+
+        `backbone_quantization` is "auto" (as the model was trained with), `int8` or None (none): another than that
+        gives slightly other features, and is what the model is trained and saved with from now on.
         """
-        from .adapters import adapter_place, load_adapted  # it builds on this module
+        from .adapters import adapter_place, commit_of, load_adapted  # it builds on this module
 
         if (adapter := adapter_place(pretrained_model_name_or_path, kwargs)) is not None:
-            return load_adapted(cls, adapter, backbone=backbone, **kwargs)
+            return load_adapted(cls, adapter, backbone=backbone, backbone_quantization=backbone_quantization, **kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        hub = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
+        downloaded = {**hub, "local_files_only": True, "force_download": False}
+        model.loaded_commit = commit_of(pretrained_model_name_or_path, **downloaded)
         if model.config.backbone_training != "frozen":
-            hub = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
             model._trained_at = (str(pretrained_model_name_or_path), hub)
+        if backbone_quantization != "auto" and model.config.backbone is not None:
+            model.config.backbone = {**model.config.backbone, "quantization": backbone_quantization}
         if backbone != "auto":
             if backbone is not None:
                 model.attach_backbone(backbone)

@@ -19,6 +19,7 @@ from .backbone_files import (
     read_backbone_config,
     weights_sha256,
 )
+from .backbone_quantization import quantize_backbone
 from .dual_encoder import DualEncoderBackbone
 from .generative_backbone import GenerativeBackbone
 from .idefics3_backbone import Idefics3Backbone
@@ -88,6 +89,7 @@ def load_backbone(
         folder = backbone_folder(override if override is not None else _resolve(reference or {}), revision)
         adapter = adapter_of(backbone_model_type(folder), str(folder))
         backbone = adapter.from_folder(folder, **_settings(reference or {}, adapter))
+        quantize_backbone(backbone, (reference or {}).get("quantization"))
     if reference is not None:
         _require_same_weights(reference, backbone.sha256, override)
         _require_same_use(reference, backbone)
@@ -104,6 +106,7 @@ def describe_backbone(
     image_size: tuple[int, int] | None = None,
     tokens_per_image: int | None = None,
     prompt: str | None = None,
+    quantization: str | None = None,
 ) -> dict[str, Any]:
     """The reference (JSON) under which the backbone in folder `path` goes into `config.backbone`.
 
@@ -111,6 +114,7 @@ def describe_backbone(
         image_size: (height, width) in pixels; None: that of the image processor in the folder, else the config's.
         tokens_per_image: at most so many, see `pooled_grid`; None: as many as the backbone makes.
         prompt: `chat` or `raw`, of generative backbones; see `GenerativeBackbone.prompt_format`.
+        quantization: `int8`, or None for the weights as they are; see `quantize_backbone`.
 
     Returns:
         The reference with what these came to, and the sizes a model must be built for, those of `BackboneShape`.
@@ -118,7 +122,7 @@ def describe_backbone(
     Raises:
         ValueError: `name` is a path, `source` unknown, the kind of backbone refused, or a setting not one of its own.
     """
-    require_backbone_reference({"source": source, "name": name})
+    require_backbone_reference({"source": source, "name": name, "quantization": quantization})
     folder = Path(path)
     adapter = adapter_of(backbone_model_type(folder), str(folder))
     config = read_backbone_config(folder)
@@ -133,6 +137,7 @@ def describe_backbone(
         "dtype": dtype,
         "prompt": None if prompted is None else prompted.name,
         "around_images": around,
+        "quantization": quantization,
         **asdict(shape),
         "image_size": list(shape.image_size),
     }
@@ -162,7 +167,8 @@ def used_before(reference: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Arguments with which `describe_backbone` has the backbone in `folder` used as `reference`, or {}, says."""
     settings = _settings(reference, adapter_of(backbone_model_type(folder), str(folder)))
     prompt = settings["prompt"]
-    return {**settings, "prompt": prompt.name if isinstance(prompt, PromptFormat) else prompt}
+    prompt = prompt.name if isinstance(prompt, PromptFormat) else prompt
+    return {**settings, "prompt": prompt, "quantization": reference.get("quantization")}
 
 
 def _settings(reference: dict[str, Any], adapter: type[Backbone]) -> dict[str, Any]:
@@ -188,6 +194,11 @@ def _require_same_use(reference: dict[str, Any], backbone: Backbone) -> None:
         "tokens_per_image": backbone.tokens_per_image,
         "around_images": None if backbone.prompt is None else list(backbone.prompt[:3]),
     }
+    if (kind := reference.get("quantization")) != backbone.quantization:
+        raise ValueError(
+            f"the backbone has quantization={backbone.quantization}, the model was built for {kind}: pass its folder, "
+            "or load with backbone_quantization="
+        )
     for name, value in found.items():
         expected = reference.get(name)
         if expected is not None and value is not None and expected != value:

@@ -131,6 +131,7 @@ class Backbone(nn.Module):
         self.model = model
         self.sha256 = sha256
         self.token_budget = tokens_per_image
+        self.quantization: str | None = None  # see `quantize_backbone`
         self.prompt: PromptFormat | None = None  # what stands around images, where something does and is known
         for name, value in vars(self.shape_of(model.config, image_size, tokens_per_image)).items():
             setattr(self, name, value)
@@ -229,7 +230,8 @@ class Backbone(nn.Module):
     def _identity(self) -> dict[str, Any]:
         """JSON: what `fingerprint` is of."""
         config = json.loads(self.model.config.to_json_string(use_diff=False))
-        return {"weights": self.sha256, "config": _told_of_features(config)}
+        quantized = {} if self.quantization is None else {"quantization": self.quantization}
+        return {"weights": self.sha256, "config": _told_of_features(config), **quantized}
 
     def train(self, mode: bool = True) -> Self:
         """A frozen backbone stays in eval mode whatever its host does: dropout would spoil cached features."""

@@ -28,12 +28,17 @@ def train_backbone(backbone: Backbone, mode: str, lora: Mapping[str, Any] | None
         lora: `r`, `lora_alpha`, `lora_dropout`, `target_modules` of peft's LoraConfig, over `LORA_DEFAULTS`.
 
     Raises:
-        ValueError: on an unknown mode or field of `lora`, when the backbone has adapters already, or when none of its
-            modules is known to be an attention map.
+        ValueError: on an unknown mode or field of `lora`, when the backbone has adapters already, when none of its
+            modules is known to be an attention map, or when quantized weights are to be trained.
         ImportError: when peft is not installed.
     """
     if mode not in ("frozen", "lora", "full"):
         raise ValueError(f"backbone_training={mode!r} is unknown, use frozen, lora or full")
+    if mode == "full" and backbone.quantization is not None:
+        raise ValueError(
+            f"backbone_training='full' with quantization={backbone.quantization!r}: integers have no gradients. Train "
+            "adapters beside them ('lora', or finetune --preset all), or load with backbone_quantization=None"
+        )
     backbone.requires_grad_(mode == "full")
     for name, parameter in backbone.model.named_parameters():
         if backbone.is_unused(name):

@@ -388,8 +388,8 @@ class PriorVLAProcessor(ProcessorMixin):
         count = tokens_of(text)
         if count > length:
             logger.warning_once(
-                f"text of {count} tokens is cut to max_text_length={length}: {instruction!r}. Raise max_text_length if "
-                "the end of the instruction matters"
+                f"an instruction of {count} tokens is cut to max_text_length={length}: raise it if the end of the "
+                "instruction matters"
             )
         if template is None:
             return text  # the tokenizer cuts

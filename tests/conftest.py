@@ -126,11 +126,37 @@ def save_policy(tiny_backbone: Path, tiny_fields: dict[str, Any]) -> Callable[..
     return save
 
 
+@pytest.fixture(scope="session")
+def loopback_hubs() -> Any:
+    """The module loopback_hub.py."""
+    return load_beside("loopback_hub")
+
+
 @pytest.fixture
-def loopback_hub(tmp_path: Path) -> Iterator[Any]:
+def loopback_hub(loopback_hubs: Any, tmp_path: Path) -> Iterator[Any]:
     """A running `LoopbackHub` (loopback_hub.py) without repositories."""
-    with load_beside("loopback_hub").LoopbackHub(tmp_path / "hub_server") as hub:
+    with loopback_hubs.LoopbackHub(tmp_path / "hub_server") as hub:
         yield hub
+
+
+@pytest.fixture
+def hub(loopback_hub: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The `loopback_hub`, which this process takes for the Hub, and whose user `me` is logged in."""
+    import transformers.utils.hub
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)  # it would know the Hub of before
+    for name, value in (
+        ("ENDPOINT", loopback_hub.url),
+        ("HUGGINGFACE_CO_URL_TEMPLATE", loopback_hub.url + "/{repo_id}/resolve/{revision}/{filename}"),
+        ("HF_HUB_CACHE", str(tmp_path / "cache")),
+        ("HF_HUB_DISABLE_XET", True),
+        ("HF_HUB_OFFLINE", False),  # the tests run offline, but this is their Hub
+        ("HF_HUB_DISABLE_PROGRESS_BARS", True),
+    ):
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", loopback_hub.token)
+    return loopback_hub
 
 
 @pytest.fixture(scope="session")

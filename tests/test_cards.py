@@ -131,8 +131,8 @@ def test_a_prior_card_has_the_headers_that_the_hub_searches(prior_config, embodi
 
 def test_a_card_states_every_embodiments_dims_rate_kinds_and_normalisation(prior_config, embodiments):
     text = create_card("action-prior", config=prior_config, embodiments=embodiments, license="mit").text
-    assert "| 0 | `sawyer` | 4 | absolute | 4 | 80 Hz | quantile / quantile |" in text
-    assert "| 1 | `arm` | 2 | delta, absolute | 2 | 12.5 Hz | quantile / quantile |" in text
+    assert "| 0 | `sawyer` | 4 | absolute | 4 | 80 | quantile / quantile |" in text
+    assert "| 1 | `arm` | 2 | delta, absolute | 2 | 12.5 | quantile / quantile |" in text
     assert "delta: `j1`; absolute: `j2`" in text
 
 

@@ -25,6 +25,7 @@ TRAIN = [
     "--fusion",
     "--backbone",
     "--backbone-dtype",
+    "--backbone-quantization",
     "--image-size",
     "--image-tokens",
     "--prompt",
@@ -32,17 +33,40 @@ TRAIN = [
     "--cache-dir",
     "--max-cache-gb",
 ]
-EVALUATE = ["checkpoint", "--config", "--env", "--tasks", "--trials", "--output-dir", "--execute-steps", "--films"]
+EVALUATE = ["checkpoint", "--config", "--env", "--tasks", "--trials", "--output-dir", "--embodiment", "--execute-steps"]
 SIMULATOR = ["--robot", "--action-space", "--video"]
 INSPECTED = ["--chunk-size", "--episodes", "--strict", "--mapping"]
 DRY_RUN = ["--dry-run", "--cameras", "--words", "--tflops"]
+SERVER = [
+    "--host",
+    "--port",
+    "--api-key-file",
+    "--tls-cert",
+    "--tls-key",
+    "--max-clients",
+    "--max-batch",
+    "--batch-window-ms",
+    "--max-message-mb",
+    "--rate-limit",
+    "--request-timeout",
+]
 OPTIONS = {
     "collect": [*COLLECT, *SIMULATOR, "--max-episode-steps", "--workers", "--seed", "--overwrite"],
     "inspect": ["dataset", "--config", "--output-dir", "--no-images", *INSPECTED],
     "pretrain": ["--kind", "--train-all", "--stream", "--data-share", *TRAIN, *RUN],
     "train": [*TRAIN, "--insertion", "--listening", *RUN],
-    "evaluate": [*EVALUATE, "--max-episode-steps", "--blank-images", "--backbone", "--workers", "--seed", "--device"],
+    "evaluate": [
+        *EVALUATE,
+        "--max-episode-steps",
+        "--films",
+        "--blank-images",
+        "--backbone",
+        "--workers",
+        "--seed",
+        "--device",
+    ],
     "info": ["checkpoint", "--config", "--dataset", "--output-dir", "--seed", *DRY_RUN],
+    "serve": ["checkpoint", "--config", "--embodiment", "--backbone", "--device", "--execute-steps", "--seed", *SERVER],
 }
 
 

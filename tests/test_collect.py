@@ -12,8 +12,9 @@ if find_spec("metaworld") is None:
     pytest.skip("needs the extra 'metaworld'", allow_module_level=True)
 from priorvla.configuration.embodiment import Embodiment
 from priorvla.deployment.collect import collect, load_collection_summary
-from priorvla.deployment.collection_card import collection_card
+from priorvla.deployment.collection_card import collection_origin
 from priorvla.deployment.environments import make_environment
+from priorvla.hub_cards.dataset_card import create_dataset_card
 from priorvla.training.data.lerobot_writer import LeRobotDatasetWriter
 from priorvla.training.data.readers import load_trajectories
 
@@ -40,6 +41,8 @@ def test_the_dataset_has_every_task_with_its_instruction(dataset: Path) -> None:
     assert set(summary.success_rates) == set(TASKS)
     assert all(0 < rate <= 1 for rate in summary.success_rates.values())
     card = (dataset / "README.md").read_text(encoding="utf-8")
+    assert "](motion.png)" in card and (dataset / "motion.png").is_file()
+    assert "metaworld 3." in card and "| noise | 0.15 |" in card and "by 1 cm a unit" in card
     assert "Only episodes that solve" in card and "| handle-press |" in card and "metaworld_sawyer" in card
 
 
@@ -156,7 +159,8 @@ def test_bad_requests_are_refused_before_anything_is_made(dataset: Path, tmp_pat
 
 def test_the_card_says_where_success_is_not_the_criterion() -> None:
     body = Embodiment("finger", ["x", "y"], ["x", "y"], control_rate=10.0)
-    card = collection_card("pusht", body, 600, {"push-t": 0.25}, success_required=False)
-    assert "**Success is not the criterion here**" in card
+    origin = collection_origin("pusht", {"push-t": 0.25}, success_required=False, noise=0.0, seed=3)
+    card = create_dataset_card(body, tasks={"Push the T.": 8}, frames=600, origin=origin).text
+    assert "**Success is not the criterion here**" in card and "No noise was added" in card
     assert "1.0 minutes" in card and "| push-t | 25% |" in card
     assert "Only episodes that solve" not in card

@@ -1,5 +1,7 @@
 """Several processes: the same run as one, to rounding; resumed to the bit; sharded weights; accelerate's settings.
 
+So it is for a policy's adapter too, which one process saves and pushes.
+
 The tests start this file under torchrun: `main` is what every process does.
 """
 
@@ -22,10 +24,16 @@ from transformers import set_seed
 
 from priorvla.configuration.configuration_action_prior import ActionPriorConfig
 from priorvla.modeling_priorvla.modeling_action_prior import ActionPriorModel
+from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
+from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from priorvla.training.action_prior_arguments import ActionPriorTrainingArguments
 from priorvla.training.action_prior_trainer import ActionPriorTrainer
+from priorvla.training.adapter_presets import lora_config
+from priorvla.training.data.live_observations import LiveObservationDataset
 from priorvla.training.data.readers import load_trajectories
 from priorvla.training.data.trajectory_dataset import TrajectoryDataset, expert_dims, fit_embodiments
+from priorvla.training.vla_arguments import VLATrainingArguments
+from priorvla.training.vla_trainer import VLATrainer
 
 H, STEPS, BATCH = 4, 7, 4  # 18 windows: the fifth step of an epoch is filled up, the seventh is in the second epoch
 EXPERT = {
@@ -99,6 +107,40 @@ def make_trainer(data: list[Path], folder: Path, batch: int, **arguments) -> Act
     )
 
 
+ADAPTER_STEPS = 5
+BASE, REPO = "somebody/policy", "me/adapter"
+NAMES = (
+    "base",
+    "backbone",
+    "demonstrations",
+)  # folders: a policy, its backbone, a robot's episodes
+
+
+def make_adapter_trainer(places: dict[str, Path], folder: Path, batch: int, **arguments) -> VLATrainer:
+    model = PriorVLAModel.from_pretrained(places["base"], backbone=places["backbone"])
+    processor = PriorVLAProcessor.from_pretrained(places["base"])
+    sources = [load_trajectories(places["demonstrations"], frames=True)]
+    windows = TrajectoryDataset(sources, processor.embodiments, model.config.expert.chunk_size)
+    set_seed(1)
+    defaults = {
+        "max_steps": ADAPTER_STEPS,
+        "warmup_steps": 2,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    return VLATrainer(
+        model,
+        VLATrainingArguments(output_dir=str(folder), per_device_train_batch_size=batch, **{**defaults, **arguments}),
+        peft_config=lora_config(model, "all", ["small"], rank=2),
+        train_dataset=LiveObservationDataset(windows, sources, processor, language=True),
+        processor=processor,
+        base_model=BASE,
+    )
+
+
 def losses(trainer: ActionPriorTrainer) -> list[float]:
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
@@ -106,8 +148,8 @@ def losses(trainer: ActionPriorTrainer) -> list[float]:
 # --- in every process of torchrun -------------------------------------------------------------------------------------
 
 
-def main(folder: Path, data: list[Path]) -> None:
-    """Trains, resumes, evaluates and shards; process 0 writes what it saw into `folder`."""
+def main(folder: Path, places: dict[str, Path], data: list[Path]) -> None:
+    """Trains, resumes, evaluates, shards and adapts; process 0 writes what it saw into `folder`."""
     half = BATCH // int(os.environ["WORLD_SIZE"])
     trainer = make_trainer(data, folder / "run", half, save_strategy="steps", save_steps=3, gradient_checkpointing=True)
     trainer.train()
@@ -121,10 +163,24 @@ def main(folder: Path, data: list[Path]) -> None:
         "resumed_losses": losses(resumed),
         "eval_loss": trainer.evaluate()["eval_loss"],
         "sharding": shard_and_compare(data),
+        "adapter": adapt(folder, places, half),
     }
     if trainer.is_world_process_zero():
         (folder / "report.json").write_text(json.dumps(report))
     dist.destroy_process_group()
+
+
+def adapt(folder: Path, places: dict[str, Path], batch: int) -> dict[str, list[float]]:
+    """Trains an adapter, pushes it, and resumes it."""
+    pushed = {"push_to_hub": True, "hub_model_id": REPO, "license": "mit"}
+    saves = {"save_strategy": "steps", "save_steps": 3}
+    trainer = make_adapter_trainer(places, folder / "adapter", batch, **saves, **pushed)
+    trainer.train()
+    trainer.save_model(str(folder / f"saved_by_{dist.get_rank()}"))
+    resumed = make_adapter_trainer(places, folder / "adapter_resumed", batch, gradient_checkpointing=True)
+    resumed.train(resume_from_checkpoint=str(folder / "adapter" / "checkpoint-3"))
+    resumed.save_model()
+    return {"losses": losses(trainer), "resumed_losses": losses(resumed)}
 
 
 def shard_and_compare(data: list[Path]) -> dict[str, float]:
@@ -170,6 +226,21 @@ def shard_and_compare(data: list[Path]) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
+def places(tmp_path_factory, bodies, write_demonstrations, save_policy, tiny_backbone) -> dict[str, Path]:
+    """What an adapter is made of: a policy for one body, its backbone, and 13 windows with images."""
+    folder = tmp_path_factory.mktemp("places")
+    base = save_policy(folder / "base", bodies[:1], fusion="cross")
+    demonstrations = write_demonstrations(folder / "demonstrations", bodies[0], [7, 6])
+    return dict(zip(NAMES, (base, tiny_backbone, demonstrations), strict=True))
+
+
+@pytest.fixture(scope="module")
+def hub(loopback_hubs, tmp_path_factory):
+    with loopback_hubs.LoopbackHub(tmp_path_factory.mktemp("hub")) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
 def one_process(data, tmp_path_factory) -> ActionPriorTrainer:
     trainer = make_trainer(data, tmp_path_factory.mktemp("one") / "run", BATCH)
     trainer.train()
@@ -178,13 +249,17 @@ def one_process(data, tmp_path_factory) -> ActionPriorTrainer:
 
 
 @pytest.fixture(scope="module")
-def two_processes(data, tmp_path_factory) -> Path:
+def two_processes(data, places, hub, tmp_path_factory) -> Path:
     """The folder in which two processes, each with half of every batch, have trained."""
     folder = tmp_path_factory.mktemp("two")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*command, __file__, str(folder), *map(str, data)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        [*command, __file__, str(folder), *map(str, places.values()), *map(str, data)],
+        env={
+            **os.environ,
+            **hub.settings(folder / "cache"),
+            **{"HF_TOKEN": hub.token, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        },
         capture_output=True,
         text=True,
         timeout=300,
@@ -230,6 +305,30 @@ def test_a_sharded_model_has_the_loss_and_gradients_of_a_whole_one_also_where_a_
     assert sharding["compared"] > 50 and sharding["without"] == 0
 
 
+def test_an_adapter_of_two_processes_is_that_of_one_and_resumes_to_the_bit(two_processes, places, tmp_path):
+    report = report_of(two_processes)["adapter"]
+    trainer = make_adapter_trainer(places, tmp_path / "one", BATCH)
+    trainer.train()
+    trainer.save_model()
+    assert len(report["losses"]) == ADAPTER_STEPS
+    assert report["losses"] == pytest.approx(losses(trainer), abs=1e-5)
+    folders = two_processes / "adapter", two_processes / "adapter_resumed", tmp_path / "one"
+    ours, resumed, theirs = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    torch.testing.assert_close(ours, theirs, **WEIGHTS)
+    assert report["resumed_losses"] == report["losses"]
+    assert all(torch.equal(value, resumed[name]) for name, value in ours.items())
+
+
+def test_one_process_of_two_saves_the_adapter_and_pushes_it(two_processes, hub):
+    assert (two_processes / "saved_by_0" / "adapter_model.safetensors").is_file()
+    assert not (two_processes / "saved_by_1").exists()
+    repository = hub.opened("models", REPO)
+    assert [commit.title for commit in repository.commits.values()][1:] == ["End of training"]
+    pushed, saved = (folder / "adapter_model.safetensors" for folder in (repository.folder, two_processes / "adapter"))
+    assert pushed.read_bytes() == saved.read_bytes()
+    assert sum(line.startswith("POST") and "/commit/" in line for line in hub.requests) == 1
+
+
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_accelerate_reads_the_shipped_settings_and_wraps_layers_that_exist(file, data):
     from accelerate.commands.config.config_args import load_config_from_file
@@ -248,4 +347,5 @@ def test_both_settings_are_shipped():
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [Path(path) for path in sys.argv[2:]])
+    given = [Path(path) for path in sys.argv[1:]]
+    main(given[0], dict(zip(NAMES, given[1:4], strict=True)), given[4:])

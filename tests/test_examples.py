@@ -1,6 +1,9 @@
 """The examples run as they stand in the folder, with small numbers."""
 
+import json
+import os
 import runpy
+import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -9,17 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from priorvla import (
     ActionPriorConfig,
     ActionPriorModel,
+    Embodiment,
     PriorVLAModel,
     PriorVLAProcessor,
     expert_dims,
+    fit_embodiments,
     load_trajectories,
 )
 from priorvla.configuration.embodiment import load_embodiments
+from priorvla.hub_cards.bundled_code import bundle_code
 from priorvla.hub_cards.checkpoints import kind_of
+from priorvla.hub_cards.publishing import publish
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -39,6 +47,13 @@ def run(monkeypatch, capsys):
 def printed_chunk(text: str) -> np.ndarray:
     rows = text[text.index("[[") : text.index("]]")].replace("[", "").split("]")
     return np.array([[float(number) for number in row.split()] for row in rows])
+
+
+def sawyer() -> Embodiment:
+    """The body of Meta-World."""
+    from priorvla.deployment.environments.metaworld_env import metaworld_embodiment
+
+    return metaworld_embodiment().with_statistics(np.zeros((2, 4)), np.array([[-1.0] * 4, [1.0] * 4]))
 
 
 @pytest.mark.parametrize("example", sorted(path.name for path in EXAMPLES.glob("*.py")))
@@ -75,10 +90,7 @@ def test_without_logs_an_arm_is_made_up(run, tmp_path):
 
 @pytest.mark.skipif(find_spec("metaworld") is None, reason="needs the extra 'metaworld'")
 def test_a_checkpoint_drives_a_robot(run, save_policy, tiny_backbone, tmp_path):
-    from priorvla.deployment.environments.metaworld_env import metaworld_embodiment
-
-    body = metaworld_embodiment().with_statistics(np.zeros((2, 4)), np.array([[-1.0] * 4, [1.0] * 4]))
-    checkpoint = save_policy(tmp_path, [body])
+    checkpoint = save_policy(tmp_path, [sawyer()])
     options = ["--backbone", tiny_backbone, "--episodes", 2, "--max-episode-steps", 7]
     lines = run("drive_a_robot.py", checkpoint, *options).splitlines()
     assert lines[0].startswith("metaworld_sawyer: '")
@@ -104,3 +116,158 @@ def test_a_prior_learns_to_see_and_then_to_listen(
     assert kind_of(sight.config) == "vision-action-prior" and kind_of(policy.config) == "vla"
     assert len(policy.expert.layers) == 2 * len(sight.expert.layers) == 2 * len(moving.expert.layers)
     assert load_embodiments(tmp_path / "arm" / "policy")[0].cameras == ["front"]
+
+
+@pytest.fixture
+def prior(tiny_priors, tmp_path) -> Path:
+    """A prior of two bodies, the second of which learns its actions relative to the state, with metrics and a card."""
+    arm, hand = tiny_priors.body("arm", 3), tiny_priors.body("hand", 2, rate=20.0).learning("relative")
+    sources = [tiny_priors.motion(robot, "waves", 3, seed) for seed, robot in enumerate((arm, hand))]
+    bodies = fit_embodiments(sources, tiny_priors.CHUNK)
+    expert = {**tiny_priors.WIDTHS, **expert_dims(bodies), "chunk_size": tiny_priors.CHUNK, "hidden_size": 32}
+    torch.manual_seed(0)
+    model = ActionPriorModel(
+        ActionPriorConfig(expert={**expert, "num_key_value_heads": 2, "expert_layers": ["motion"]})
+    )
+    processor = PriorVLAProcessor(embodiments=bodies, chunk_size=tiny_priors.CHUNK)
+    facts = {"license": "mit", "metrics": {"velocity_loss/arm": 0.25}}
+    return publish(model, processor, tmp_path / "prior", **facts)
+
+
+def test_a_prior_says_what_it_knows_and_makes_up_motion(run, prior, tmp_path):
+    plot, saved = tmp_path / "chunks.png", tmp_path / "chunks.npz"
+    options = ["--embodiment", "hand", "--samples", 3, "--plot", plot, "--save", saved]
+    said = run("sample_a_prior.py", prior, *options)
+    assert "arm: j0, j1, j2; 10 Hz" in said and "hand: j0, j1; 20 Hz" in said
+    assert "3 chunks of hand, 0.4 s each" in said
+    chunks = np.load(saved)
+    assert chunks["chunks"].shape == (3, 8, 2) and not np.allclose(chunks["chunks"][0], chunks["chunks"][1])
+    assert chunks["control_rate"] == 20
+    np.testing.assert_allclose(printed_chunk(said), chunks["chunks"][0], atol=6e-4)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert printed_chunk(run("sample_a_prior.py", prior)).shape == (8, 3)
+
+
+def test_a_policy_is_no_prior_to_sample(run, save_policy, bodies, tmp_path, capsys):
+    model = PriorVLAModel.from_pretrained(save_policy(tmp_path / "policy", bodies), backbone=None)
+    model.config.backbone = None  # nothing is looked for on the Hub
+    model.save_pretrained(tmp_path / "policy")
+    with pytest.raises(SystemExit):
+        run("sample_a_prior.py", tmp_path / "policy")
+    assert "is no action prior" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", ["expert", "all"])
+def test_a_new_robot_gets_an_adapter_that_acts_on_its_base(
+    run, save_policy, write_demonstrations, tiny_backbone, bodies, tmp_path, preset
+):
+    pytest.importorskip("peft")
+    base = save_policy(tmp_path / "base", bodies, fusion="cross")
+    before = load_file(base / "model.safetensors")
+    robot = replace(bodies[0], action_names=["x", "grip"], action_statistics=None, state_statistics=None)
+    data = write_demonstrations(tmp_path / "data", robot, [6, 5])
+    options = ["--robot", "mine", "--preset", preset, "--backbone", tiny_backbone, "--max-steps", 2]
+    lines = run("fine_tune_on_my_robot.py", base, data, *options, "--output-dir", tmp_path / "mine").splitlines()
+    assert lines[-2].startswith("trained for mine: ") and lines[-2].endswith(" MB")
+    assert lines[-1].startswith(("'open the drawer': [", "'press the red button now': ["))
+    saved = {path.name for path in (tmp_path / "mine").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "embodiments.json", "README.md"} <= saved
+    assert "model.safetensors" not in saved and ("features" in saved) == (preset == "expert")
+    settings = json.loads((tmp_path / "mine" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(base)
+    own = [body.name for body in load_embodiments(tmp_path / "mine")]
+    assert own == ["small", "large", "mine"]
+    assert all(tensor.equal(before[name]) for name, tensor in load_file(base / "model.safetensors").items())
+
+
+def test_a_checkpoint_is_published_found_and_loaded(run, prior, hub):
+    lines = run("publish_a_checkpoint.py", prior, "me/arm-prior", "--license", "apache-2.0").splitlines()
+    assert lines[0].startswith(f"published: {hub.url}/me/arm-prior/commit/")
+    assert lines[1] == "found: me/arm-prior, apache-2.0, knows arm, hand; velocity_loss/arm 0.25"
+    assert lines[2].startswith("loaded: ActionPriorModel of ") and lines[2].endswith(" for arm, hand")
+    assert hub.opened("models", "me/arm-prior").private
+    run("publish_a_checkpoint.py", prior, "me/open", "--license", "mit", "--public", "--code")
+    assert not hub.opened("models", "me/open").private
+    assert (hub.repository("models", "me/open") / "modeling_action_prior.py").is_file()
+
+
+def test_a_checkpoint_is_published_into_a_folder(run, prior, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = run("publish_a_checkpoint.py", prior, "./shared/prior", "--license", "mit").splitlines()
+    assert lines[0] == f"published: {tmp_path / 'shared' / 'prior'}"
+    assert [line.split(":")[0] for line in lines] == ["published", "loaded"]
+
+
+@pytest.mark.skipif(find_spec("metaworld") is None, reason="needs the extra 'metaworld'")
+def test_a_policy_is_evaluated_with_intervals(run, save_policy, tiny_backbone, tmp_path):
+    checkpoint = save_policy(tmp_path / "policy", [sawyer()])
+    options = ["--tasks", "drawer-open", "reach", "--trials", 2, "--workers", 1, "--max-episode-steps", 5]
+    options += ["--backbone", tiny_backbone, "--films", tmp_path / "films"]
+    assert run("evaluate_a_policy.py", checkpoint, *options).splitlines() == [
+        "drawer-open: 0 of 2 episodes succeeded (0% to 66%)",
+        "reach: 0 of 2 episodes succeeded (0% to 66%)",
+        "all tasks: 0 of 4 episodes succeeded (0% to 49%)",
+    ]
+    films = {path.name for path in (tmp_path / "films").iterdir()}
+    assert films == {"drawer-open-0-failure.mp4", "reach-0-failure.mp4"}
+
+
+MY_ROBOT = """
+import gymnasium, numpy as np
+
+class MyRobot(gymnasium.Env):
+    action_space = gymnasium.spaces.Box(-9, 9, (4,))
+
+    def look(self):
+        return {"state": np.zeros(3), "images": {"front": np.zeros((28, 28, 3), np.uint8)}}
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return self.look(), {}
+
+    def step(self, action):
+        assert action.shape == (4,)
+        self.steps += 1
+        return self.look(), 0.0, self.steps == 3, False, {"is_success": self.steps == self.solved_at}
+
+def make(task, max_episode_steps):
+    robot = MyRobot()
+    robot.solved_at = {"open the drawer": 3, "press the button": 4}[task]
+    return gymnasium.wrappers.TimeLimit(robot, max_episode_steps)
+"""
+
+
+@pytest.mark.skipif(find_spec("gymnasium") is None, reason="needs gymnasium")
+def test_a_policy_is_evaluated_in_an_environment_of_ones_own(
+    run, save_policy, tiny_backbone, bodies, tmp_path, monkeypatch
+):
+    (tmp_path / "my_robot.py").write_text(MY_ROBOT)
+    monkeypatch.syspath_prepend(tmp_path)
+    checkpoint = save_policy(tmp_path / "policy", bodies[:1])
+    options = ["--environment", "my_robot:make", "--tasks", "open the drawer", "press the button", "--trials", 2]
+    lines = run("evaluate_a_policy.py", checkpoint, *options, "--workers", 1, "--backbone", tiny_backbone).splitlines()
+    assert lines == [
+        "open the drawer: 2 of 2 episodes succeeded (34% to 100%)",
+        "press the button: 0 of 2 episodes succeeded (0% to 66%)",
+        "all tasks: 2 of 4 episodes succeeded (15% to 85%)",
+    ]
+
+
+def test_a_policy_acts_where_priorvla_cannot_be_imported(save_policy, tiny_backbone, bodies, tmp_path):
+    checkpoint = save_policy(tmp_path / "policy", bodies)
+    bundle_code(checkpoint)
+    example = str(EXAMPLES / "without_priorvla.py")
+    arguments = [example, str(checkpoint), "--backbone", str(tiny_backbone), "--embodiment", "large"]
+    hidden = f"import runpy, sys; sys.modules['priorvla'] = None; sys.argv = {arguments}; "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{hidden}runpy.run_path({example!r}, run_name='__main__')"],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "large, 'Open the drawer.': 6 steps of a0, a1, a2, a3, a4, a5, a6" in done.stdout
+    assert printed_chunk(done.stdout).shape == (6, 7)

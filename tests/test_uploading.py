@@ -24,22 +24,6 @@ from priorvla.training.adapter_presets import lora_config
 REPO = "me/swinging-prior"
 
 
-@pytest.fixture
-def hub(loopback_hub, monkeypatch, tmp_path) -> Any:
-    """The loopback Hub, which this process takes for the Hub, and whose user `me` is logged in."""
-    for name, value in (
-        ("ENDPOINT", loopback_hub.url),
-        ("HUGGINGFACE_CO_URL_TEMPLATE", loopback_hub.url + "/{repo_id}/resolve/{revision}/{filename}"),
-        ("HF_HUB_CACHE", str(tmp_path / "cache")),
-        ("HF_HUB_DISABLE_XET", True),
-        ("HF_HUB_OFFLINE", False),  # the tests run offline, but this is their Hub
-        ("HF_HUB_DISABLE_PROGRESS_BARS", True),
-    ):
-        monkeypatch.setattr(constants, name, value)
-    monkeypatch.setenv("HF_TOKEN", loopback_hub.token)
-    return loopback_hub
-
-
 @pytest.fixture(scope="module")
 def prior(tiny_priors) -> tuple[ActionPriorModel, PriorVLAProcessor]:
     model, bodies = tiny_priors.make_prior([tiny_priors.motion(tiny_priors.body("arm", 3), "waves", 3, 0)])

@@ -19,7 +19,7 @@ from priorvla.cli import main
 from priorvla.configuration.embodiment import load_embodiments
 from priorvla.deployment.policy import PriorVLAPolicy
 from priorvla.hub_cards.publishing import load_card
-from priorvla.training import train
+from priorvla.training import listening_after_training
 from priorvla.training.data.lerobot_writer import LeRobotDatasetWriter
 from priorvla.training.run_options import VisionPriorOptions
 from priorvla.training.train import pretrain_vision_action_prior
@@ -304,6 +304,7 @@ def test_a_query_token_in_the_backbone_is_trained_from_an_action_prior(ladder, c
         ("action", "--fusion cross"),
         ("action", "--backbone owner/name"),
         ("action", "--backbone-dtype bfloat16"),
+        ("action", "--backbone-quantization int8"),
         ("action", "--data-share 0.5"),
         ("action", "--frame-stride 2"),
         ("action", "--cache-dir features"),
@@ -451,7 +452,7 @@ def test_a_measurement_that_fails_loses_no_training(ladder, command, capsys, mon
     def fail(*_, **__):
         raise ValueError("the policy gives actions that are not finite")
 
-    monkeypatch.setattr(train, "language_sensitivity", fail)
+    monkeypatch.setattr(listening_after_training, "language_sensitivity", fail)
     assert command("unmeasured", "train", "--prior", ladder / "sight") == 0
     assert "whether the policy listens could not be measured: the policy gives" in capsys.readouterr().err
     assert {"model.safetensors", "metrics.json"} <= {file.name for file in (ladder / "unmeasured").iterdir()}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +14,8 @@ from torch.utils.data import Dataset
 from transformers import AutoConfig, set_seed
 
 from ..configuration.embodiment import Embodiment
-from ..hub_cards.checkpoints import kind_of
-from ..modeling_priorvla.adapters import adapter_place
+from ..hub_cards.checkpoints import kind_of, split_revision
+from ..modeling_priorvla.adapters import ADAPTER_CONFIG_FILE, adapter_place, commit_of
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from .adapter_presets import lora_config
@@ -21,6 +23,7 @@ from .component_weights import component_weights
 from .data.embodiment_fitting import fit_embodiments, split_episodes
 from .data.trajectory import TrajectorySource
 from .finetune_options import ADAPTER_PRESETS, FinetuneOptions
+from .listening_after_training import listening_metrics
 from .observed_windows import observed_windows
 from .run_options import FEATURES_FOLDER, split_weight
 from .runs import finish_run, load_sources, training_arguments
@@ -35,26 +38,27 @@ WHOLE_DEFAULTS: Mapping[str, Any] = {"distillation_steps": 0}
 def finetune(options: FinetuneOptions) -> VLATrainer:
     """Trains a robot's adapter, or whole weights, and leaves it with processor, card, log and metrics in `output_dir`.
 
-    Features are cached where the backbone stays as it is, images go through it at every step where it does not.
+    Features are cached where the backbone stays as it is, images go through it at every step where it does not. At the
+    end it is measured whether the policy listens, if it was given more than one instruction.
 
     Raises:
         ValueError: when the base is no policy, is an adapter itself, or has no slots for as many cameras; and as
             `lora_config`, `fit_embodiments` and `VLATrainer`.
     """
     options.check()
-    assert options.base is not None  # checked
     adapted = options.preset in ADAPTER_PRESETS
     defaults = ADAPTER_DEFAULTS if adapted else WHOLE_DEFAULTS
     arguments = training_arguments(
         VLATrainingArguments, replace(options, training={**defaults, **(options.training or {})})
     )
-    _require_policy(options.base)
+    base = _Base.of(options)
+    base.require_policy()
     sources, weights = load_sources(options.datasets, frames=True)
     parts = [split_episodes(named(source, options.embodiment), options.holdout, options.seed) for source in sources]
     training, held_out = [part[0] for part in parts], [part[1] for part in parts if len(part[1])]
     set_seed(options.seed)
-    model = _load_base(options)
-    processor, robots = _meet(model, PriorVLAProcessor.from_pretrained(options.base), training, options)
+    model = _load(base, options)
+    processor, robots = _meet(model, PriorVLAProcessor.from_pretrained(base.name, **base.hub), training, options)
     if arguments.loss_weights is not None:
         component_weights(processor.embodiments, arguments.loss_weights)  # refused before images are encoded
     peft_config = None
@@ -71,11 +75,13 @@ def finetune(options: FinetuneOptions) -> VLATrainer:
         eval_dataset=_observations(model, processor, held_out, options) if held_out else None,
         processor=processor,
         datasets=[split_weight(dataset)[0] for dataset in options.datasets],
-        base_model=options.base,
+        base_model=str(base),
     )
-    trainer.train(resume_from_checkpoint=options.last_checkpoint() if options.resume else None)
-    metrics = trainer.evaluate() if held_out else {}
-    finish_run(trainer, {key.removeprefix("eval_"): metrics[key] for key in metrics if key.startswith("eval_loss")})
+    trainer.train(resume_from_checkpoint=options.last_checkpoint() if options.resume else None, push=False)
+    evaluated = trainer.evaluate() if held_out else {}
+    metrics = {key.removeprefix("eval_"): evaluated[key] for key in evaluated if key.startswith("eval_loss")}
+    metrics |= listening_metrics(trainer, training, held_out, options.listening, options.seed)
+    finish_run(trainer, metrics)
     if trainer.is_world_process_zero():
         what = "adapter" if adapted else "policy"
         print(
@@ -93,18 +99,51 @@ def named(source: TrajectorySource, name: str | None) -> TrajectorySource:
     return TrajectorySource(source.root, source.fingerprint, replace(source.embodiment, name=name), source.trajectories)
 
 
-def _require_policy(base: str) -> None:
-    if adapter_place(base, {}) is not None:
-        raise ValueError(f"--base {base} is an adapter: name its base, or merge it (merge_adapter) and save that")
-    if (kind := kind_of(AutoConfig.from_pretrained(base))) != "vla":
-        raise ValueError(f"--base {base} is no policy but a prior ({kind}): train one first with priorvla train")
+@dataclass(frozen=True)
+class _Base:
+    """The policy that a run starts from: a folder, or a repository at one commit, whatever happens to it meanwhile."""
+
+    name: str
+    commit: str | None
+
+    @classmethod
+    def of(cls, options: FinetuneOptions) -> _Base:
+        """A run that is resumed goes on with the base that it began with."""
+        assert options.base is not None  # checked
+        if Path(options.base).is_dir():
+            return cls(options.base, None)
+        name, revision = split_revision(options.base)
+        if options.resume and revision is None:
+            began = Path(options.last_checkpoint() or "") / ADAPTER_CONFIG_FILE
+            revision = json.loads(began.read_text(encoding="utf-8"))["revision"] if began.is_file() else None
+        return cls(name, commit_of(name, revision=revision))
+
+    @property
+    def hub(self) -> dict[str, str]:
+        """Arguments of `from_pretrained`."""
+        return {} if self.commit is None else {"revision": self.commit}
+
+    def require_policy(self) -> None:
+        if adapter_place(self.name, dict(self.hub)) is not None:
+            raise ValueError(
+                f"--base {self.name} is an adapter: name its base, or merge it (merge_adapter) and save that"
+            )
+        if (kind := kind_of(AutoConfig.from_pretrained(self.name, **self.hub))) != "vla":
+            raise ValueError(f"--base {self.name} is no policy but a prior ({kind}): train one first: priorvla train")
+
+    def __str__(self) -> str:
+        return self.name if self.commit is None else f"{self.name}@{self.commit}"
 
 
-def _load_base(options: FinetuneOptions) -> PriorVLAModel:
+def _load(base: _Base, options: FinetuneOptions) -> PriorVLAModel:
     """The base with its backbone, and gradients where the preset wants them."""
     whole_backbone = options.preset == "full"
     model: PriorVLAModel = PriorVLAModel.from_pretrained(
-        options.base, backbone=None if whole_backbone else options.backbone, dtype=torch.float32
+        base.name,
+        backbone=None if whole_backbone else options.backbone,
+        backbone_quantization=None if whole_backbone else options.backbone_quantization or "auto",
+        dtype=torch.float32,
+        **base.hub,
     )
     if model.config.backbone_training == "lora":
         raise ValueError(
@@ -113,10 +152,24 @@ def _load_base(options: FinetuneOptions) -> PriorVLAModel:
         )
     if whole_backbone:
         model.config.backbone_training = "full"
+        _train_in_float32(model, options)
         model.attach_backbone(None if options.backbone == "auto" else options.backbone)
     elif model.backbone is not None:
         model.backbone.requires_grad_(False)
     return model
+
+
+def _train_in_float32(model: PriorVLAModel, options: FinetuneOptions) -> None:
+    """Small steps vanish in fewer bits. The new policy's backbone is float32 from then on, as its checkpoint says."""
+    reference = model.config.backbone
+    if reference is None or (dtype := reference.get("dtype")) == "float32":
+        return
+    before = dtype or "its own dtype"
+    print(
+        f"--preset full: the backbone is trained and saved in float32, {options.base} has it in {before}",
+        file=sys.stderr,
+    )
+    model.config.backbone = {**reference, "dtype": "float32"}
 
 
 def _meet(

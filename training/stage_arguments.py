@@ -6,13 +6,18 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
+
+NO_LICENSE = "unknown"
+PUSH_STRATEGIES = (HubStrategy.END, HubStrategy.EVERY_SAVE)
 
 
 @dataclass
 class StageTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the defaults that small robot models want, and an EMA.
 
-    Raises ValueError when `ema_decay` is outside [0, 1).
+    Raises ValueError when `ema_decay` is outside [0, 1), the licence is missing with `push_to_hub`, or `hub_strategy`
+    is one that uploads the optimizer's state.
     """
 
     ema_decay: float = field(
@@ -23,8 +28,15 @@ class StageTrainingArguments(TrainingArguments):
         },
     )
     license: str = field(
-        default="unknown",
+        default=NO_LICENSE,
         metadata={"help": "The Hub's identifier of the weights' licence, for the card; yours to decide."},
+    )
+    hub_strategy: HubStrategy | str = field(
+        default="end",
+        metadata={"help": "With push_to_hub: publish at the `end` of the run, or also at `every_save`."},
+    )
+    hub_private_repo: bool | None = field(
+        default=None, metadata={"help": "Whether a repository on the Hub is private; only False makes it public."}
     )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Windows a step, on one device."})
     per_device_eval_batch_size: int = field(
@@ -59,6 +71,16 @@ class StageTrainingArguments(TrainingArguments):
         super().__post_init__()
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1); 0 turns the average off")
+        if self.hub_strategy not in PUSH_STRATEGIES:
+            raise ValueError(
+                f"hub_strategy={HubStrategy(self.hub_strategy).value!r} uploads the optimizer's state, pickled: use "
+                "'end' or 'every_save', and keep the run's folder to resume from"
+            )
+        if self.push_to_hub and self.license == NO_LICENSE:
+            raise ValueError(
+                "push_to_hub=True needs license=: name the weights' licence by the Hub's identifier, such as "
+                "'apache-2.0'"
+            )
 
 
-__all__ = ["StageTrainingArguments"]
+__all__ = ["NO_LICENSE", "StageTrainingArguments"]

@@ -30,6 +30,7 @@ from ..hub_cards.checkpoints import kind_of
 from ..modeling_priorvla.flow_draws import FlowDraws
 from ..modeling_priorvla.motion_model import MotionPreTrainedModel
 from .data.trajectory_dataset import MixtureSampler, whole_batch
+from .pushing import PushesToHub
 from .stage_arguments import StageTrainingArguments
 from .stream_training import TrainsOnStreams
 from .weight_average import WeightAverage
@@ -39,7 +40,7 @@ EVALUATION_SEED = 0
 EVALUATION = -1  # stands for a step's number
 
 
-class StageTrainer(TrainsOnStreams):
+class StageTrainer(PushesToHub, TrainsOnStreams):
     """A `transformers.Trainer` for models that return `loss` and, for more than one term, `losses`.
 
     Args:
@@ -95,19 +96,28 @@ class StageTrainer(TrainsOnStreams):
         if self.average is not None:
             self.add_callback(_AverageAfterStep(self.average))
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, push: bool = True, **kwargs: Any
+    ) -> TrainOutput:
         """As Trainer's; seeded here too, so that what was drawn since the Trainer was made does not change the run.
 
-        Resuming from a checkpoint that has all its steps only loads it: Trainer's loop would take one more.
+        Resuming from a checkpoint that has all its steps only loads it: Trainer's loop would take one more. With
+        `args.push_to_hub` the trained model is pushed, unless `push` is False: then that is left to the caller, who has
+        something to add to it first.
         """
         set_seed(self.args.seed)
+        state = None
         if isinstance(resume_from_checkpoint, str):
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
-            if state.global_step >= self.args.max_steps > 0:
-                self._load_from_checkpoint(resume_from_checkpoint)
-                self.state = state
-                return TrainOutput(state.global_step, math.nan, {})
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        if state is not None and state.global_step >= self.args.max_steps > 0:
+            self._load_from_checkpoint(str(resume_from_checkpoint))
+            self.state = state
+            output = TrainOutput(state.global_step, math.nan, {})
+        else:
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+        if push and self.args.push_to_hub:
+            self.push_to_hub()
+        return output
 
     def compute_loss(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,8 +31,7 @@ from .data.trajectory_dataset import (
     fit_embodiments,
     split_episodes,
 )
-from .instruction_sampling import ModelSampler, draw_observations
-from .language_sensitivity import language_sensitivity
+from .listening_after_training import listening_metrics
 from .observed_windows import observed_windows
 from .observing_arguments import ObservingTrainingArguments
 from .run_options import (
@@ -52,6 +50,7 @@ from .vla_trainer import VLATrainer, distillation_steps
 
 BACKBONE_OPTIONS = {  # options of how the backbone is used -> keys of its reference
     "backbone_dtype": "dtype",
+    "backbone_quantization": "quantization",
     "image_size": "image_size",
     "image_tokens": "tokens_per_image",
     "prompt": "prompt",
@@ -68,7 +67,7 @@ def pretrain_vision_action_prior(options: VisionPriorOptions) -> VisionActionPri
     arguments = training_arguments(VisionActionPriorTrainingArguments, options)
     run = _Run(options, PRIOR_FUSION, language=False)
     trainer = VisionActionPriorTrainer(run.model, arguments, **run.trainer_arguments(arguments))
-    trainer.train(resume_from_checkpoint=run.last_checkpoint)
+    trainer.train(resume_from_checkpoint=run.last_checkpoint, push=False)
     finish_run(trainer, _losses(trainer.evaluate()) if run.held_out else {})
     print(
         f"\nThe vision-action prior is in {options.output_dir}. "
@@ -88,10 +87,9 @@ def train_vla(options: VLAOptions) -> VLATrainer:
     run = _Run(options, POLICY_FUSION, language=True)
     distillation_steps(run.model, arguments)  # refused before images are encoded
     trainer = VLATrainer(run.model, arguments, **run.trainer_arguments(arguments))
-    trainer.train(resume_from_checkpoint=run.last_checkpoint)
+    trainer.train(resume_from_checkpoint=run.last_checkpoint, push=False)
     metrics = _losses(trainer.evaluate()) if run.held_out else {}
-    if options.listening and trainer.is_world_process_zero():
-        metrics |= _listen(trainer, run, options)
+    metrics |= listening_metrics(trainer, run.training, run.held_out, options.listening, options.seed)
     finish_run(trainer, metrics)
     print(f"\nThe policy is in {options.output_dir}. Next: priorvla evaluate {options.output_dir}", file=sys.stderr)
     return trainer
@@ -334,29 +332,6 @@ def _backbone_fields(reference: dict[str, Any]) -> dict[str, Any]:
         "vision_hidden_size": reference["vision_hidden_size"],
         "text_hidden_size": reference["text_hidden_size"],
     }
-
-
-def _listen(trainer: VLATrainer, run: _Run, options: VLAOptions) -> dict[str, float]:
-    """Measures and prints whether the policy listens, where what is held out has a single task also on the rest.
-
-    A training is not lost to a measurement that fails: then that is all that is printed.
-    """
-    if trainer.is_fsdp_enabled:
-        print(
-            "whether the policy listens is not measured: one process samples, and FSDP shards weights", file=sys.stderr
-        )
-        return {}
-    tasks = {trajectory.task for source in run.held_out for trajectory in source.trajectories}
-    sources = run.held_out if len(tasks) > 1 else [*run.held_out, *run.training]
-    try:
-        observations = draw_observations(sources, run.processor, options.listening, options.seed)
-        with trainer.average.applied() if trainer.average is not None else nullcontext():
-            measured = language_sensitivity(ModelSampler(trainer.model, run.processor), observations, seed=options.seed)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"\nwhether the policy listens could not be measured: {error}", file=sys.stderr)
-        return {}
-    print(f"\n{measured.describe()}", file=sys.stderr)
-    return measured.metrics()
 
 
 def _losses(metrics: dict[str, float]) -> dict[str, float]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..hub_cards.card import CARD_FILE, load_card
+from ..hub_cards.adapter_facts import adapter_config
+from ..hub_cards.checkpoints import split_revision
 from ..modeling_priorvla.adapters import adapter_tensors, adapters_in, adapts_backbone, add_adapter
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from .adapter_training import TrainsAdapters
@@ -29,7 +29,8 @@ class VLATrainer(ObservingTrainer, TrainsAdapters):
     Args:
         peft_config: of an adapter (see `lora_config`) that is put into the model and trained, saved and averaged alone;
             everything else stays as it is. Nothing is distilled then.
-        base_model: where the adapter will find its base; default: where the model was loaded from.
+        base_model: where the adapter will find its base (`owner/name@revision`, or a folder); default: where the model
+            was loaded from.
 
     Raises:
         ValueError: when the model reads no instruction, distillation is asked for that it has no z' or no trajectory
@@ -96,15 +97,9 @@ class VLATrainer(ObservingTrainer, TrainsAdapters):
             return super().saved_parameters()
         return iter(adapter_tensors(self.model).values())
 
-    def _write_card(self, folder: Path, values: dict[str, Any]) -> None:
-        super()._write_card(folder, values)
-        if adapters_in(self.model) is None or self.processor is None:
-            return
-        card = load_card(folder)
-        card.data["tags"] = [*card.data.get("tags", []), "lora"]
-        if card.data.get("base_model"):
-            card.data["base_model_relation"] = "adapter"
-        card.save(folder / CARD_FILE)
+    def card_values(self) -> dict[str, Any]:
+        """With an adapter, the card is the adapter's."""
+        return {**super().card_values(), "adapter": adapter_config(self.model)}
 
 
 def _put_in(model: PriorVLAModel, peft_config: LoraConfig, args: VLATrainingArguments, run: dict[str, Any]) -> None:
@@ -120,7 +115,9 @@ def _put_in(model: PriorVLAModel, peft_config: LoraConfig, args: VLATrainingArgu
             "adapter, so that nothing can be distilled from it: leave it out"
         )
     args.distillation_steps = 0
-    add_adapter(model, peft_config, base=run.get("base_model"))
+    base, revision = split_revision(run.get("base_model") or "")
+    peft_config.revision = revision or peft_config.revision
+    add_adapter(model, peft_config, base=base or None)
     for name in ("train_dataset", "eval_dataset"):
         if adapts_backbone(model) and getattr(run.get(name), "taps", None) is not None:
             raise ValueError(

@@ -1,0 +1,199 @@
+"""What a robot may be told: limits on commands, on their speed and jerk, and what to do without a command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import yaml
+from numpy.typing import ArrayLike, NDArray
+
+from ..configuration.embodiment import Embodiment
+from ..configuration.recipe import require_known
+from .jerk_limits import JerkLimiter
+
+Limit = float | Sequence[float | None] | None
+
+
+@dataclass(frozen=True)
+class ActionLimits:
+    """Limits in raw action units, a number for all dims or one a dim; None is no limit.
+
+    Where two cannot be kept at once, `low` and `high` win over `max_rate`, and that over `max_jerk` (our choice: the
+    workspace first).
+
+    Args:
+        low, high: of a command.
+        max_rate: of its change, units a second. Of a dim that was recorded as `delta`, the command is the change.
+        max_jerk: of the third difference, units a second cubed.
+
+    Raises:
+        ValueError: on a limit that is not positive, or a `low` above its `high`.
+    """
+
+    low: Limit = None
+    high: Limit = None
+    max_rate: Limit = None
+    max_jerk: Limit = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_rate", "max_jerk"):
+            for value in _listed(getattr(self, name)):
+                if value is not None and not value > 0:
+                    raise ValueError(f"{name} {value} must be positive")
+
+    @classmethod
+    def from_file(cls, file: str | Path) -> Self:
+        """Of a YAML or JSON file with these four keys. Raises ValueError naming the file and a key that is none."""
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        if not isinstance(content, Mapping):
+            raise ValueError(f"{file}: limits are a mapping of low, high, max_rate, max_jerk")
+        require_known(content, [entry.name for entry in fields(cls)], str(file))
+        return cls(**content)
+
+    @classmethod
+    def of_data(cls, body: Embodiment, margin: float = 0.05) -> Self:
+        """The range of the commands in the body's data, wider by `margin` of it on both sides.
+
+        Raises ValueError when the body has no statistics, or learns other numbers than its commands.
+        """
+        statistics = body.action_statistics
+        if statistics is None or list(body.learned_kinds) != list(body.action_kinds) or body.rotations:
+            raise ValueError(
+                f"embodiment {body.name!r} has no statistics of its commands themselves: give low and high by hand"
+            )
+        low, high = np.asarray(statistics.min), np.asarray(statistics.max)
+        room = margin * (high - low)
+        return cls(low=(low - room).tolist(), high=(high + room).tolist())
+
+    def arrays(self, body: Embodiment) -> dict[str, NDArray[np.float64]]:
+        """Each limit as an array (D_robot,), infinite where there is none.
+
+        Raises ValueError when one does not fit the body: another length, `low` above `high`, or a rate or jerk of a dim
+        that is part of a rotation or recorded relative to the state, whose differences are no speed.
+        """
+        found = {
+            name: _array(getattr(self, name), body, name, -np.inf if name == "low" else np.inf)
+            for name in ("low", "high", "max_rate", "max_jerk")
+        }
+        turned = {dim for group in body.rotations for dim in group.action_dims}
+        for dim, name in enumerate(body.action_names):
+            if found["low"][dim] > found["high"][dim]:
+                raise ValueError(f"{name}: low {found['low'][dim]:g} is above high {found['high'][dim]:g}")
+            for limit in ("max_rate", "max_jerk"):
+                if np.isfinite(found[limit][dim]) and (dim in turned or body.action_kinds[dim] == "relative"):
+                    what = "part of a rotation" if dim in turned else "relative to the state at a chunk's start"
+                    raise ValueError(f"{name} is {what}, so that its differences are no speed: set its {limit} to null")
+        return found
+
+
+class ActionGuard:
+    """Keeps the commands of one episode within `ActionLimits`; it remembers where they led, so one guards one episode.
+
+    Args:
+        limits: None: only what is not finite is refused.
+        body: whose commands. Raises as `ActionLimits.arrays`, and ImportError when jerk is limited without ruckig.
+    """
+
+    def __init__(self, limits: ActionLimits | None, body: Embodiment) -> None:
+        self.body = body
+        self._limits = (limits or ActionLimits()).arrays(body)
+        self._seconds = 1 / body.control_rate
+        self._delta = np.array([kind == "delta" for kind in body.action_kinds])
+        self._smooth = np.isfinite(self._limits["max_jerk"])
+        self._limiter: JerkLimiter | None = None
+        self._place: NDArray[np.float64] | None = None  # the last target; of displacements their sum
+        self._last: NDArray[np.float64] | None = None
+        self.clamped = 0  # commands that were changed
+
+    def apply(self, action: ArrayLike, state: ArrayLike | None = None) -> NDArray[np.float32]:
+        """The command (D_robot,) to send: `action`, as far as it is allowed.
+
+        Args:
+            state: raw, (S_robot,): where absolute dims are before the first command of an episode, when the body says
+                which state dims they are compared with; without it that command may be anywhere.
+
+        Raises:
+            ValueError: when the action has other dims, or a value that is not finite.
+        """
+        wanted = np.asarray(action, dtype=np.float64)
+        if wanted.shape != (self.body.action_dim,):
+            raise ValueError(f"action has shape {wanted.shape}, {self.body.name!r} takes ({self.body.action_dim},)")
+        if not np.isfinite(wanted).all():
+            dims = [name for name, value in zip(self.body.action_names, wanted, strict=True) if not np.isfinite(value)]
+            raise ValueError(f"action is not finite in {', '.join(dims)}: it is not sent")
+        before = self._start(state) if self._place is None else self._place
+        low, high = self._limits["low"], self._limits["high"]
+        allowed = np.clip(wanted, low, high)
+        target = np.where(self._delta, before + allowed, allowed)
+        rate = self._limits["max_rate"] * self._seconds
+        place = np.where(np.isfinite(before), np.clip(target, before - rate, before + rate), target)
+        if self._smooth.any():
+            place = self._smoothed(place, target, before, still=allowed != wanted)
+        command = np.clip(np.where(self._delta, place - before, place), low, high)
+        self._place = np.where(self._delta, before + command, command)
+        if self._limiter is not None:
+            self._limiter.stop_at(self._place[self._smooth], (self._place != place)[self._smooth])
+        self._last = command
+        self.clamped += not np.allclose(command, wanted, rtol=1e-6, atol=1e-9)
+        return command.astype(np.float32)
+
+    def hold(self) -> NDArray[np.float32]:
+        """The command that stops the robot where it is, within the limits: the last target, and no displacement.
+
+        A gripper goes on with its last command, whatever its kind. Raises ValueError before the first command, when
+        some dim is a target: nobody knows which.
+        """
+        if self._last is None:
+            if not self._delta.all():
+                raise ValueError(f"{self.body.name!r} has had no command yet, so that there is none to hold")
+            return self.apply(np.zeros(self.body.action_dim))
+        moving = self._delta.copy()
+        moving[list(self.body.gripper_dims)] = False
+        clamped = self.clamped
+        command = self.apply(np.where(moving, 0.0, self._last))
+        self.clamped = clamped
+        return command
+
+    def _start(self, state: ArrayLike | None) -> NDArray[np.float64]:
+        """Where dims are before the first command; not finite where that is not known."""
+        before = np.where(self._delta, 0.0, np.nan)
+        if state is not None:
+            values = np.asarray(state, dtype=np.float64)
+            for dim, reference in enumerate(self.body.reference_dims):
+                if reference is not None and not self._delta[dim] and dim not in self.body.gripper_dims:
+                    before[dim] = values[reference]
+        return before
+
+    def _smoothed(
+        self, place: NDArray[np.float64], target: NDArray[np.float64], before: NDArray[np.float64], still: Any
+    ) -> NDArray[np.float64]:
+        """`place` where jerk is not limited; elsewhere as far towards `target` as it allows."""
+        smooth = self._smooth
+        if self._limiter is None:
+            start = np.where(np.isfinite(before), before, target)[smooth]
+            rate, jerk = (self._limits[name][smooth] for name in ("max_rate", "max_jerk"))
+            self._limiter = JerkLimiter(start, rate, jerk, self._seconds)
+        moved = place.copy()
+        moved[smooth] = self._limiter.move(target[smooth], still[smooth])
+        return moved
+
+
+def _listed(limit: Limit) -> Sequence[float | None]:
+    return [limit] if limit is None or isinstance(limit, int | float) else limit
+
+
+def _array(limit: Limit, body: Embodiment, name: str, absent: float) -> NDArray[np.float64]:
+    values = list(_listed(limit)) * (body.action_dim if limit is None or isinstance(limit, int | float) else 1)
+    if len(values) != body.action_dim:
+        raise ValueError(
+            f"{name} has {len(values)} numbers, {body.name!r} has {body.action_dim} action dims "
+            f"({', '.join(body.action_names)}): give one a dim, or one for all"
+        )
+    return np.array([absent if value is None else float(value) for value in values], dtype=np.float64)
+
+
+__all__ = ["ActionGuard", "ActionLimits"]

@@ -1,0 +1,218 @@
+"""Asks a policy server for actions. For a robot's computer: numpy, msgpack and websockets, no deep learning.
+
+    client = PolicyClient("192.168.1.5", api_key=key)
+    broker = ChunkBroker(client)
+    action = broker.select_action({"images": {"front": picture}, "state": joints, "prompt": "open the drawer"})
+
+The server may be `priorvla serve` or any other that speaks openpi's protocol.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+from .serving.numpy_messages import decode, encode
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between attempts to connect, doubling
+ATTEMPTS = 3  # to have one request answered, each on a connection of its own
+MAX_REPLY = 64_000_000  # bytes
+LATER = (429, 502, 503)  # HTTP statuses of a server that may take us later
+LEAVING = (1000, 1001, 1012, 1013)  # close codes of a server that has nothing against the request
+
+
+class PolicyServerError(RuntimeError):
+    """The server refused a request or a connection, in its own words: the same again would be refused again."""
+
+
+class PolicyClient:
+    """One connection to a policy server, which is one session there. Not for several threads at a time.
+
+    Connects at once, and again whenever the connection is lost, with growing pauses. The server's session is then a new
+    one: its noise begins again with the last seed, its past is empty.
+
+    Args:
+        host: name or address; or a whole URL, ws://… or wss://…, with its port.
+        port: not looked at where host is a URL.
+        api_key: sent as `Authorization: Api-Key KEY`.
+        tls: True, or a context that trusts the server's certificate, for wss.
+        timeout: seconds to wait for a reply.
+        connect_timeout: seconds to go on trying to connect.
+
+    Raises:
+        PolicyServerError: the server does not let us in (a wrong API key, for example).
+        ConnectionError: nobody answered within `connect_timeout`.
+        ValueError: host is a URL of something else.
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        *,
+        api_key: str | None = None,
+        tls: ssl.SSLContext | bool = False,
+        timeout: float = 15.0,
+        connect_timeout: float = 30.0,
+    ) -> None:
+        name = f"[{host}]" if ":" in host else host  # IPv6
+        self._url = host if "://" in host else f"{'wss' if tls else 'ws'}://{name}:{port}"
+        self._tls = tls if isinstance(tls, ssl.SSLContext) else None  # wss without a context trusts the system's
+        self._headers = None if api_key is None else {"Authorization": f"Api-Key {api_key}"}
+        self._timeout, self._connect_timeout = timeout, connect_timeout
+        self._reset: dict[str, Any] = {}  # what begins an episode; sent once, and again to every new session
+        self._reset_is_due = False
+        self._connection: ClientConnection | None = None
+        self._metadata: dict[str, Any] = {}
+        self._connected()
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the server said of itself when it was connected to last."""
+        return self._metadata
+
+    def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """Sends an observation in openpi's keys; the reply, with `actions` (H, D) and `server_timing` in ms.
+
+        Raises:
+            PolicyServerError: the server refused the observation.
+            TimeoutError: no reply in time. The next call connects anew.
+            ConnectionError: the connection was lost and could not be made again.
+        """
+        for _ in range(ATTEMPTS):
+            connection = self._connected()
+            try:
+                connection.send(encode({**observation, **(self._reset if self._reset_is_due else {})}))
+                reply = connection.recv(self._timeout)
+            except TimeoutError:
+                self.close()
+                raise TimeoutError(f"{self._url} did not reply within {self._timeout:g} s") from None
+            except ConnectionClosed as closed:
+                self._connection = None
+                if closed.rcvd is not None and closed.rcvd.code not in LEAVING:
+                    raise PolicyServerError(f"{self._url} closed the connection: {closed.rcvd}") from None
+                continue
+            if isinstance(reply, str):
+                self.close()
+                raise PolicyServerError(f"{self._url} refused the request: {reply}")
+            self._reset_is_due = False
+            answer: dict[str, Any] = decode(reply)
+            return answer
+        raise ConnectionError(f"{self._url} closed the connection {ATTEMPTS} times without a reply")
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begins a new episode with the next request: no past, and the noise of `seed` (None: of the server's)."""
+        self._reset = {"reset": True} if seed is None else {"reset": True, "seed": seed}
+        self._reset_is_due = "protocol_version" in self._metadata  # openpi's own server has no episodes
+
+    def close(self) -> None:
+        """Ends the connection; the next request makes a new one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _connected(self) -> ClientConnection:
+        """The connection, made if there is none."""
+        if self._connection is not None:
+            return self._connection
+        deadline, pause = time.monotonic() + self._connect_timeout, FIRST_PAUSE
+        while True:
+            try:
+                self._connection = self._connect_once(max(0.1, deadline - time.monotonic()))
+                return self._connection
+            except InvalidURI as error:
+                raise ValueError(f"host {self._url} is no websocket's URL: give ws://name:port, or a name") from error
+            except ssl.SSLCertVerificationError as error:
+                raise PolicyServerError(f"{self._url} has a certificate that is not trusted: {error}") from None
+            except (OSError, EOFError, WebSocketException) as error:
+                if isinstance(error, InvalidStatus) and error.response.status_code not in LATER:
+                    told = (error.response.body or b"").decode(errors="replace").strip()
+                    raise PolicyServerError(f"{self._url} answered {error.response.status_code}: {told}") from None
+                if time.monotonic() + pause > deadline:
+                    told = f"{self._url} could not be reached within {self._connect_timeout:g} s"
+                    raise ConnectionError(f"{told}: {error}") from error
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _connect_once(self, timeout: float) -> ClientConnection:
+        connection = connect(
+            self._url,
+            ssl=self._tls,
+            additional_headers=self._headers,
+            compression=None,
+            max_size=MAX_REPLY,
+            open_timeout=timeout,
+            close_timeout=1.0,
+            proxy=None,  # a robot's network is its own
+        ).__enter__()  # newer versions want it entered; to leave it is to close it
+        try:
+            metadata = connection.recv(timeout)
+        except (TimeoutError, ConnectionClosed):
+            connection.close()
+            raise
+        if isinstance(metadata, str):
+            raise PolicyServerError(f"{self._url} refused the connection: {metadata}")
+        self._metadata = decode(metadata)
+        self._reset_is_due = bool(self._reset) and "protocol_version" in self._metadata
+        return connection
+
+
+class ChunkBroker:
+    """One action a control step from a server that predicts chunks: executes the first steps of one, then asks again.
+
+    Tells a server whose model looks back (`history_size` in its metadata) what was executed in between.
+
+    Args:
+        execute_steps: of a chunk; None: as many as the server recommends, or else all.
+
+    Raises ValueError when execute_steps is not between 1 and the chunk's length.
+    """
+
+    def __init__(self, client: PolicyClient, execute_steps: int | None = None) -> None:
+        longest = client.metadata.get("chunk_size")
+        if execute_steps is not None and (execute_steps < 1 or (longest is not None and execute_steps > longest)):
+            raise ValueError(f"execute_steps={execute_steps} must be between 1 and the chunk's {longest or ''} steps")
+        self._client = client
+        self._execute_steps = execute_steps if execute_steps is not None else client.metadata.get("execute_steps")
+        self._queue: deque[NDArray[Any]] = deque()
+        self._executed: list[tuple[Any, NDArray[Any]]] = []
+
+    def select_action(self, observation: Mapping[str, Any]) -> NDArray[Any]:
+        """The next action (D,); sends the observation when the chunk is used up. Errors as `PolicyClient.infer`."""
+        if not self._queue:
+            reply = self._client.infer({**observation, **self._past()})
+            self._executed.clear()
+            self._queue.extend(reply["actions"][: self._execute_steps])
+        action = self._queue.popleft()
+        if self._client.metadata.get("history_size"):
+            self._executed.append((observation.get("observation/state", observation.get("state")), action))
+        return action
+
+    def reset(self, seed: int | None = None) -> None:
+        """Forgets the episode, here and on the server; call before every new one."""
+        self._queue.clear()
+        self._executed.clear()
+        self._client.reset(seed)
+
+    def _past(self) -> dict[str, NDArray[Any]]:
+        if not self._executed:
+            return {}
+        states, actions = (np.stack(values) for values in zip(*self._executed, strict=True))
+        return {"executed/states": states, "executed/actions": actions}
+
+
+__all__ = ["ChunkBroker", "PolicyClient", "PolicyServerError"]

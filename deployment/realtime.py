@@ -1,0 +1,245 @@
+"""Real-time chunking: the next chunk is computed while the last one is executed, and goes on where that will be."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers.utils import logging
+
+from .policy import Observation, PolicySession, PriorVLAPolicy
+
+logger = logging.get_logger(__name__)
+
+REMEMBERED_DELAYS = 10
+MOST_FAILURES = 3  # predictions in a row
+
+
+@dataclass
+class RealTimeStatistics:
+    """What happened since the last reset.
+
+    Args:
+        steps: calls of `act`. predictions: chunks that were adopted. delays: control steps that each of them took.
+        late: chunks that took longer than was planned for, so that the robot went on otherwise than they begin.
+        held: steps without an action, in which the robot was held. stale: observations that were not used, too old or
+            not finite. failures: predictions that raised.
+    """
+
+    steps: int = 0
+    predictions: int = 0
+    delays: list[int] = field(default_factory=list)
+    late: int = 0
+    held: int = 0
+    stale: int = 0
+    failures: int = 0
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A chunk, and how many actions of the episode were executed before its first."""
+
+    chunk: NDArray[np.float32]
+    start: int
+
+    def ahead(self, executed: int, count: int) -> NDArray[np.float32]:
+        """The next `count` actions, or as many as there are, after `executed` of the episode."""
+        return self.chunk[executed - self.start : executed - self.start + count]
+
+
+@dataclass(frozen=True)
+class _Request:
+    chunk: Future[NDArray[np.float32]]
+    step: int
+    start: int  # of the chunk, as of a plan
+    prefix: int
+
+
+class RealTimePolicy:
+    """Drives one robot without a pause: `act`, once every control step, answers at once.
+
+    After `execute_steps` steps of a chunk the next is begun in another thread, from what is seen then. A prediction
+    takes some steps, in which the robot goes on with the old chunk; these known actions are the new chunk's clean
+    prefix, so that it starts where the robot will be (training-time real-time chunking; our models are trained with
+    prefixes). How many they are is measured: the longest of the last ten delays.
+
+    When nothing is left to execute, because predictions are too slow, fail, or have nothing to see, the robot is held:
+    its last target, and no displacement (`ActionGuard.hold`); a chunk that comes then is taken up where the last one
+    ended. After three failures in a row the error is raised.
+
+    Args:
+        policy: without `ensemble`. Its limits are kept across chunks.
+        execute_steps: of a chunk, before the next is begun; default the policy's.
+        delay: control steps that a prediction is expected to take, until one was measured.
+        max_observation_age: seconds. An older observation, by its `"time"` on `clock`, is not predicted from. None: age
+            is not looked at.
+        clock: seconds, as `time.monotonic`.
+        executor: where predictions run; default a thread of its own. One at a time is submitted.
+        seed: of the first episode.
+
+    Raises:
+        ValueError: when the policy averages chunks, or execute_steps is outside [1, H - 1].
+    """
+
+    def __init__(
+        self,
+        policy: PriorVLAPolicy,
+        *,
+        execute_steps: int | None = None,
+        delay: int = 1,
+        max_observation_age: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        executor: Executor | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.policy = policy
+        self.chunk_size: int = policy.model.config.expert.chunk_size
+        self.execute_steps = policy.execute_steps if execute_steps is None else execute_steps
+        if policy.ensemble is not None:
+            raise ValueError(f"ensemble={policy.ensemble} predicts at every step and cannot be late: leave it out here")
+        if not 1 <= self.execute_steps < self.chunk_size:
+            raise ValueError(
+                f"execute_steps={self.execute_steps} must be between 1 and {self.chunk_size - 1}: what is left of the "
+                f"chunk's {self.chunk_size} steps is executed while the next is computed"
+            )
+        self.max_observation_age, self._clock = max_observation_age, clock
+        self._owned = ThreadPoolExecutor(1, "priorvla-prediction") if executor is None else None
+        self._executor: Executor = executor or self._owned  # type: ignore[assignment]  # one of them is there
+        self._delays: deque[int] = deque([delay], REMEMBERED_DELAYS)
+        self._running: _Request | None = None
+        self.reset(seed)
+
+    def warm_up(self) -> int:
+        """Predicts before the first action, so that nothing is slow then; the control steps that a prediction takes.
+
+        Raises ValueError when that is more than half a chunk: the next one would come when nothing is left of the last.
+        """
+        seconds = self._executor.submit(self.policy.warm_up).result()
+        steps = max(1, math.ceil(seconds * self.policy.embodiment.control_rate))
+        if 2 * steps > self.chunk_size:
+            raise ValueError(
+                f"a prediction takes {seconds:.2f} s, {steps} steps at {self.policy.embodiment.control_rate:g} Hz, "
+                f"more than half a chunk of {self.chunk_size}: take fewer denoising steps (num_inference_steps), or a "
+                "faster machine"
+            )
+        self._delays.append(steps)
+        return steps
+
+    def reset(self, seed: int = 0) -> None:
+        """Forgets the episode; call before every new one. What a prediction under way gives is thrown away."""
+        self._session = self.policy.new_session(seed)
+        self._plan: _Plan | None = None
+        self._running = None
+        self._executed = self._failed_in_a_row = 0
+        self.statistics = RealTimeStatistics()
+
+    @property
+    def delay(self) -> int:
+        """Control steps that a prediction is expected to take."""
+        return max(self._delays)
+
+    def act(self, observation: Observation) -> NDArray[np.float32]:
+        """The action (D_robot,) of this control step, in raw units; only an episode's first call waits for a chunk.
+
+        Args:
+            observation: as of `PriorVLAPolicy`, and `time`, seconds on `clock`, where age is looked at.
+
+        Raises:
+            ValueError: when the first observation of an episode cannot be used, or has no `time` and should.
+            What a prediction raised, when three in a row did.
+        """
+        step = self.statistics.steps
+        usable = self._is_usable(observation)
+        self._adopt(step)
+        if self._plan is None:
+            if not usable:
+                raise ValueError("the first observation is too old or not finite, and there is nothing else to do yet")
+            chunk = self._executor.submit(self.policy.predict, [self._session], [observation]).result()[0]
+            self._plan = _Plan(chunk, 0)
+        elif self._running is None and usable and self._executed - self._plan.start >= self._begin_after:
+            self._begin(observation, step)
+        action = self._command(observation)
+        self.policy.remember(self._session, observation, action)
+        self.statistics.steps += 1
+        return action
+
+    def close(self) -> None:
+        """Ends the thread; a prediction under way is waited for."""
+        if self._owned is not None:
+            self._owned.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    @property
+    def _begin_after(self) -> int:
+        """Steps of a chunk after which the next is begun: early enough that it is there in time."""
+        return max(1, min(self.execute_steps, self.chunk_size - self.delay))
+
+    def _is_usable(self, observation: Observation) -> bool:
+        usable = bool(np.isfinite(np.asarray(observation["state"], dtype=np.float64)).all())
+        if self.max_observation_age is not None:
+            if "time" not in observation:
+                raise ValueError("max_observation_age is set: observations need 'time', seconds on the policy's clock")
+            usable &= self._clock() - float(observation["time"]) <= self.max_observation_age
+        self.statistics.stale += not usable
+        return usable
+
+    def _begin(self, observation: Observation, step: int) -> None:
+        assert self._plan is not None
+        prefix = self._plan.ahead(self._executed, self.delay)
+        session = _snapshot(self._session)
+        seen = {**observation, "images": {camera: np.array(image) for camera, image in observation["images"].items()}}
+        chunk = self._executor.submit(lambda: self.policy.predict([session], [seen], [prefix])[0])
+        self._running = _Request(chunk, step, self._executed, len(prefix))
+
+    def _adopt(self, step: int) -> None:
+        """Goes over to the chunk that is finished, if one is."""
+        request = self._running
+        if request is None or not request.chunk.done():
+            return
+        self._running = None
+        if (error := request.chunk.exception()) is not None:
+            self._failed(error)
+            return
+        self._failed_in_a_row = 0
+        delay = step - request.step
+        self._delays.append(max(1, delay))
+        self._plan = _Plan(request.chunk.result(), request.start)
+        self.statistics.predictions += 1
+        self.statistics.delays.append(delay)
+        self.statistics.late += self._executed - request.start > request.prefix
+
+    def _failed(self, error: BaseException) -> None:
+        self.statistics.failures += 1
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row == MOST_FAILURES:
+            raise error
+        logger.warning("a prediction failed, the old chunk goes on: %s", error)
+
+    def _command(self, observation: Observation) -> NDArray[np.float32]:
+        assert self._plan is not None
+        following = self._plan.ahead(self._executed, 1)
+        if len(following) == 0:
+            self.statistics.held += 1
+            return self._session.guard.hold()
+        self._executed += 1
+        return self._session.guard.apply(following[0], observation["state"])
+
+
+def _snapshot(session: PolicySession) -> PolicySession:
+    """The past as it is now, for another thread; noise goes on from the same source."""
+    return replace(session, states=deque(session.states), actions=deque(session.actions))
+
+
+__all__ = ["RealTimePolicy", "RealTimeStatistics"]

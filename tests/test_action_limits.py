@@ -1,0 +1,150 @@
+"""What a robot may be told: commands stay within limits, on speed and jerk too, and nothing unknown is sent."""
+
+import json
+
+import numpy as np
+import pytest
+
+from priorvla.configuration.embodiment import Embodiment
+from priorvla.configuration.rotations import RotationGroup
+from priorvla.deployment.action_limits import ActionGuard, ActionLimits
+
+RATE = 20.0
+
+
+def arm(kinds=("absolute", "absolute"), **fields) -> Embodiment:
+    names = [f"joint_{index}" for index in range(len(kinds))]
+    return Embodiment("arm", names, names, control_rate=RATE, action_kinds=list(kinds), **fields)
+
+
+def sent(guard: ActionGuard, commands, state=None) -> np.ndarray:
+    return np.stack([guard.apply(command, state) for command in commands])
+
+
+def test_without_limits_commands_pass_as_they_are():
+    commands = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
+    guard = ActionGuard(None, arm())
+    np.testing.assert_array_equal(sent(guard, commands), commands)
+    assert guard.clamped == 0
+
+
+def test_a_command_out_of_range_is_sent_as_the_nearest_within():
+    guard = ActionGuard(ActionLimits(low=[-1, None], high=0.5), arm())
+    np.testing.assert_allclose(sent(guard, [[2, 2], [-3, -3], [0, 0]]), [[0.5, 0.5], [-1, -3], [0, 0]])
+    assert guard.clamped == 2
+
+
+def test_a_target_moves_no_faster_than_the_rate_allows_and_arrives():
+    guard = ActionGuard(ActionLimits(max_rate=2.0), arm())  # 0.1 a step
+    out = sent(guard, [[0, 0]] + [[1, 0.05]] * 14)
+    assert np.abs(np.diff(out, axis=0)).max() <= 0.1 + 1e-6
+    np.testing.assert_allclose(out[-1], [1, 0.05])
+    np.testing.assert_allclose(out[1], [0.1, 0.05])
+
+
+def test_the_first_command_starts_from_where_the_robot_is():
+    limits = ActionLimits(max_rate=2.0)
+    np.testing.assert_allclose(ActionGuard(limits, arm()).apply([1, 1], state=[0.5, 0.95]), [0.6, 1.0])
+    np.testing.assert_allclose(ActionGuard(limits, arm()).apply([1, 1]), [1, 1])  # nobody knows where it is
+
+
+def test_a_displacement_is_its_own_speed():
+    guard = ActionGuard(ActionLimits(max_rate=[2.0, None]), arm(("delta", "delta")))
+    np.testing.assert_allclose(
+        sent(guard, [[0.5, 0.5], [-0.5, -0.5], [0.05, 0]]), [[0.1, 0.5], [-0.1, -0.5], [0.05, 0]]
+    )
+
+
+@pytest.mark.parametrize("kinds", [("absolute", "absolute"), ("delta", "delta")])
+def test_jerk_stays_within_its_limit_and_a_target_that_stays_is_reached_without_swinging(kinds):
+    limits = ActionLimits(max_rate=3.0, max_jerk=[200.0, None])
+    guard = ActionGuard(limits, arm(kinds))
+    steps = [[0, 0]] * 3 + [[1, 1]] + [[1, 1] if kinds[0] == "absolute" else [0, 0]] * 60
+    out = sent(guard, steps).astype(np.float64)
+    places = out if kinds[0] == "absolute" else out.cumsum(axis=0)
+    jerk = np.diff(places[:, 0], n=3) * RATE**3
+    assert np.abs(jerk).max() <= 200 * 1.01
+    assert places[:, 0].max() <= 1.001
+    if kinds[0] == "absolute":
+        assert places[-1, 0] == pytest.approx(1, abs=1e-3)
+    assert np.abs(np.diff(places[:, 1], n=3)).max() * RATE**3 > 200  # the other dim shows that the limit did something
+
+
+def test_a_smooth_motion_within_the_limits_is_followed_without_lag():
+    times = np.arange(200) / RATE
+    motion = np.stack([np.sin(times), np.cos(times)], axis=1)
+    out = sent(ActionGuard(ActionLimits(max_rate=3.0, max_jerk=1000.0), arm()), motion, state=motion[0])
+    assert np.abs(out - motion)[20:].max() < 1e-6  # within a second it has caught up from rest
+
+
+def test_where_limits_cannot_be_kept_at_once_the_workspace_wins():
+    guard = ActionGuard(ActionLimits(low=-1, high=1, max_rate=10.0, max_jerk=5.0), arm())
+    out = sent(guard, [[0, 0]] + [[0.5, 3]] * 200)
+    assert out.max() <= 1 and out[-1] == pytest.approx([0.5, 1], abs=1e-2)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_not_sent_and_changes_nothing(value):
+    guard = ActionGuard(ActionLimits(max_rate=2.0), arm())
+    guard.apply([0, 0])
+    with pytest.raises(ValueError, match="not finite in joint_1"):
+        guard.apply([0, value])
+    np.testing.assert_allclose(guard.apply([1, 1]), [0.1, 0.1])
+
+
+def test_other_dims_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(3,\), 'arm' takes \(2,\)"):
+        ActionGuard(None, arm()).apply([0, 0, 0])
+
+
+def test_to_hold_is_to_stay_at_the_last_target_and_to_make_no_displacement():
+    guard = ActionGuard(None, arm(("absolute", "delta", "delta"), gripper_dims=[2]))
+    guard.apply([0.3, 0.2, -1.0])
+    np.testing.assert_allclose(guard.hold(), [0.3, 0.0, -1.0])
+    np.testing.assert_allclose(guard.hold(), [0.3, 0.0, -1.0])
+    assert guard.clamped == 0
+
+
+def test_before_the_first_command_only_displacements_can_be_held():
+    np.testing.assert_array_equal(ActionGuard(None, arm(("delta", "delta"))).hold(), [0, 0])
+    with pytest.raises(ValueError, match="no command yet"):
+        ActionGuard(None, arm()).hold()
+
+
+def test_limits_come_from_a_file_and_a_wrong_key_is_named(tmp_path):
+    file = tmp_path / "limits.json"
+    file.write_text(json.dumps({"low": -1, "max_rate": [1.0, None]}))
+    assert ActionLimits.from_file(file) == ActionLimits(low=-1, max_rate=[1.0, None])
+    file.write_text("max_rat: 1")
+    with pytest.raises(ValueError, match=r"limits\.json: 'max_rat' is unknown, did you mean 'max_rate'"):
+        ActionLimits.from_file(file)
+
+
+def test_limits_of_the_data_leave_a_margin():
+    body = arm().with_statistics(np.zeros((2, 2)), np.array([[-1.0, 0.0], [1.0, 10.0]]))
+    limits = ActionLimits.of_data(body, margin=0.1)
+    np.testing.assert_allclose([limits.low, limits.high], [[-1.2, -1.0], [1.2, 11.0]])
+    with pytest.raises(ValueError, match="no statistics of its commands"):
+        ActionLimits.of_data(arm())
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_rate": 0}, "max_rate 0 must be positive"),
+        ({"max_jerk": [1.0, -2.0]}, "max_jerk -2.0 must be positive"),
+        ({"low": [0.0]}, "low has 1 numbers, 'arm' has 2 action dims"),
+        ({"low": 1, "high": [2, 0]}, "joint_1: low 1 is above high 0"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(limits, message):
+    with pytest.raises(ValueError, match=message):
+        ActionGuard(ActionLimits(**limits), arm())
+
+
+def test_a_rate_of_what_has_no_speed_is_refused():
+    with pytest.raises(ValueError, match="joint_0 is relative to the state"):
+        ActionGuard(ActionLimits(max_rate=1), arm(("relative", "absolute")))
+    turning = arm(("absolute",) * 3, rotations=[RotationGroup([0, 1, 2], [], "euler_xyz")])
+    with pytest.raises(ValueError, match="joint_0 is part of a rotation"):
+        ActionGuard(ActionLimits(max_jerk=1), turning)

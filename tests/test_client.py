@@ -1,0 +1,230 @@
+"""The robot's side of the wire: small, patient when the server is away, and the same actions as the policy itself."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pytest
+
+if not all(map(find_spec, ("msgpack", "prometheus_client", "websockets"))):
+    pytest.skip("needs the extra 'serve'", allow_module_level=True)
+from websockets.sync.server import ServerConnection, serve
+
+from priorvla.configuration.embodiment import Embodiment
+from priorvla.deployment.client import ChunkBroker, PolicyClient, PolicyServerError
+from priorvla.deployment.policy import PriorVLAPolicy
+from priorvla.deployment.serving.background import serve_in_background
+from priorvla.deployment.serving.numpy_messages import decode, encode
+from priorvla.deployment.serving.policy_server import PolicyServer
+from priorvla.deployment.serving.server_limits import ServerLimits
+
+BIT_EQUAL = ServerLimits(max_batch=1, rate_limit=1e6)
+
+
+@pytest.fixture(scope="module")
+def policy(save_policy, tiny_backbone, tmp_path_factory) -> PriorVLAPolicy:
+    """Remembers four steps, executes two of a chunk's six."""
+    random = np.random.default_rng(0)
+    body = Embodiment("arm", ["x", "y", "z", "grip"], ["a", "b", "c"], 10.0, cameras=["top"])
+    body = body.with_statistics(random.normal(size=(50, 3)), random.normal(size=(50, 4)))
+    folder = save_policy(tmp_path_factory.mktemp("policy"), [body], use_history=True, history_size=4)
+    return PriorVLAPolicy.from_pretrained(folder, backbone=tiny_backbone, execute_steps=2)
+
+
+def episode(seed: int, steps: int) -> list[dict[str, Any]]:
+    random = np.random.default_rng(seed)
+    return [
+        {
+            "state": random.normal(size=3).astype(np.float32),
+            "images": {"top": random.integers(0, 256, (28, 28, 3), dtype=np.uint8)},
+            "prompt": "open the drawer",
+        }
+        for _ in range(steps)
+    ]
+
+
+def locally(policy: PriorVLAPolicy, observations: list[dict[str, Any]], seed: int) -> np.ndarray:
+    """What the policy does by itself."""
+    policy.reset(seed)
+    return np.stack([policy.select_action({**seen, "instruction": seen["prompt"]}) for seen in observations])
+
+
+def test_the_client_loads_no_deep_learning():
+    heavy = {"torch", "transformers", "diffusers", "huggingface_hub", "pyarrow", "PIL", "matplotlib"}
+    code = f"import sys, priorvla.deployment.client; print(sorted({heavy!r} & {{*sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_broker_over_the_network_does_what_the_policy_does_by_itself_to_the_bit(policy):
+    first, second = episode(0, 7), episode(1, 5)
+    wanted = locally(policy, first, seed=5), locally(policy, second, seed=6)
+    with serve_in_background(PolicyServer(policy, limits=BIT_EQUAL)) as port, PolicyClient(port=port) as client:
+        assert client.metadata["history_size"] == 4
+        broker = ChunkBroker(client)
+        for observations, seed, actions in zip((first, second), (5, 6), wanted, strict=True):
+            broker.reset(seed)
+            np.testing.assert_array_equal([broker.select_action(seen) for seen in observations], actions)
+
+
+def test_the_past_that_a_broker_tells_of_matters(policy):
+    observations = episode(2, 6)
+    wanted = locally(policy, observations, seed=0)
+    with serve_in_background(PolicyServer(policy, limits=BIT_EQUAL)) as port, PolicyClient(port=port) as client:
+        silent = [client.infer(seen)["actions"][:2] for seen in observations[::2]]
+    np.testing.assert_array_equal(silent[0], wanted[:2])
+    assert not np.allclose(silent[1], wanted[2:4], atol=1e-4)
+
+
+def test_a_broker_executes_as_many_steps_as_it_is_told(policy):
+    (seen,) = episode(3, 1)
+    with serve_in_background(PolicyServer(policy, limits=BIT_EQUAL)) as port, PolicyClient(port=port) as client:
+        chunk = client.infer(seen)["actions"]
+        client.reset()
+        broker = ChunkBroker(client, execute_steps=6)
+        np.testing.assert_array_equal([broker.select_action(seen) for _ in range(6)], chunk)
+        for steps in (0, 7):
+            with pytest.raises(ValueError, match=f"execute_steps={steps} must be between 1 and the chunk's 6"):
+                ChunkBroker(client, execute_steps=steps)
+
+
+def test_a_refused_observation_is_an_error_in_the_servers_words_and_the_next_is_served(policy):
+    (seen,) = episode(4, 1)
+    with serve_in_background(PolicyServer(policy)) as port, PolicyClient(port=port) as client:
+        with pytest.raises(PolicyServerError, match="camera 'top' is missing"):
+            client.infer({**seen, "images": {}})
+        assert client.infer(seen)["actions"].shape == (6, 4)
+
+
+def test_a_message_that_is_too_large_is_an_error_and_not_tried_again(policy):
+    (seen,) = episode(4, 1)
+    large = {**seen, "images": {"top": np.zeros((100, 100, 3), np.uint8)}}
+    with (
+        serve_in_background(PolicyServer(policy, limits=ServerLimits(max_message_mb=0.01))) as port,
+        PolicyClient(port=port) as client,
+    ):
+        with pytest.raises(PolicyServerError, match="1009"):
+            client.infer(large)
+        assert client.infer(seen)["actions"].shape == (6, 4)
+
+
+def test_a_server_that_comes_back_is_found_again_and_the_episode_begins_with_its_seed(policy):
+    (seen,) = episode(5, 1)
+    server = PolicyServer(policy, limits=BIT_EQUAL)
+    with serve_in_background(server) as port:
+        client = PolicyClient(port=port)
+        client.reset(seed=9)
+        before = client.infer(seen)["actions"]
+    with serve_in_background(PolicyServer(policy, limits=BIT_EQUAL), port=port), client:
+        np.testing.assert_array_equal(client.infer(seen)["actions"], before)
+        assert not np.array_equal(client.infer(seen)["actions"], before)  # the reset was sent once
+
+
+def test_a_client_waits_for_a_server_that_starts_later(policy):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    clients: list[PolicyClient] = []
+    thread = threading.Thread(target=lambda: clients.append(PolicyClient(port=port)))
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive()
+    with serve_in_background(PolicyServer(policy), port=port):
+        thread.join(30)
+        with clients[0] as client:
+            assert client.infer(episode(6, 1)[0])["actions"].shape == (6, 4)
+
+
+def test_nobody_there_is_an_error_after_the_time_given():
+    with pytest.raises(ConnectionError, match=r"could not be reached within 0.2 s.*refused"):
+        PolicyClient(port=1, connect_timeout=0.2)
+
+
+def test_a_url_of_something_else_is_an_error_at_once():
+    with pytest.raises(ValueError, match="host http://robot is no websocket's URL"):
+        PolicyClient("http://robot")
+
+
+def test_a_wrong_key_is_an_error_at_once(policy):
+    with serve_in_background(PolicyServer(policy, api_key="right")) as port:
+        with pytest.raises(PolicyServerError, match="answered 401: The API key is missing or wrong"):
+            PolicyClient(port=port, api_key="wrong")
+        with PolicyClient(f"ws://127.0.0.1:{port}", api_key="right") as client:
+            assert client.metadata["embodiment"] == "arm"
+
+
+@contextmanager
+def other_server(answer: Any) -> Iterator[tuple[int, list]]:
+    """A server of somebody else's, which calls `answer(connection, request)`; its port and what it was asked."""
+    asked: list[Any] = []
+
+    def talk(connection: ServerConnection) -> None:
+        connection.send(encode({"robot": "theirs"}))
+        for frame in connection:
+            asked.append(decode(frame))
+            answer(connection, asked[-1])
+
+    with serve(talk, "127.0.0.1", 0, compression=None) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.socket.getsockname()[1], asked
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_openpis_own_server_is_asked_in_its_own_keys_alone():
+    chunk = np.arange(8.0).reshape(4, 2)
+    with (
+        other_server(lambda connection, _: connection.send(encode({"actions": chunk}))) as (port, asked),
+        PolicyClient(port=port) as client,
+    ):
+        broker = ChunkBroker(client)
+        broker.reset(seed=3)
+        actions = [broker.select_action({"observation/state": np.zeros(2), "prompt": "go"}) for _ in range(5)]
+    np.testing.assert_array_equal(actions, [*chunk, chunk[0]])
+    assert [set(request) for request in asked] == [{"observation/state", "prompt"}] * 2
+
+
+def test_a_server_that_hangs_is_a_timeout_and_one_that_hangs_up_is_asked_again():
+    calls: list[int] = []
+
+    def hang_up_twice(connection: ServerConnection, _: Any) -> None:
+        calls.append(1)
+        if len(calls) < 3:
+            connection.socket.shutdown(socket.SHUT_RDWR)
+        else:
+            connection.send(encode({"actions": np.zeros((1, 2))}))
+
+    with other_server(hang_up_twice) as (port, _), PolicyClient(port=port) as client:
+        assert client.infer({"prompt": "go"})["actions"].shape == (1, 2)
+    with (
+        other_server(lambda *_: None) as (port, _),
+        PolicyClient(port=port, timeout=0.2) as client,
+        pytest.raises(TimeoutError, match=r"did not reply within 0.2 s"),
+    ):
+        client.infer({"prompt": "go"})
+
+
+def test_a_server_that_hangs_up_on_every_request_is_given_up_in_the_end():
+    with (
+        other_server(lambda connection, _: connection.close()) as (port, asked),
+        PolicyClient(port=port) as client,
+        pytest.raises(ConnectionError, match="closed the connection 3 times"),
+    ):
+        client.infer({"prompt": "go"})
+    assert len(asked) == 3
+
+
+def test_metadata_is_plain_and_can_be_written_down(policy):
+    with serve_in_background(PolicyServer(policy)) as port, PolicyClient(port=port) as client:
+        assert json.loads(json.dumps(client.metadata)) == client.metadata
