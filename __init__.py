@@ -23,8 +23,12 @@ if TYPE_CHECKING:
     from .configuration.embodiment import Embodiment as Embodiment
     from .configuration.embodiment import NormalizationMode as NormalizationMode
     from .configuration.embodiment_registry import load_embodiment as load_embodiment
+    from .deployment.action_limits import ActionLimits as ActionLimits
+    from .deployment.client import PolicyClient as PolicyClient
     from .deployment.evaluation import evaluate_policy as evaluate_policy
     from .deployment.policy import PriorVLAPolicy as PriorVLAPolicy
+    from .deployment.realtime import RealTimePolicy as RealTimePolicy
+    from .hub_cards.publish_checkpoint import publish_checkpoint as publish_checkpoint
     from .hub_cards.publishing import load_card as load_card
     from .hub_cards.publishing import publish as publish
     from .hub_cards.searching import list_priors as list_priors
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
     from .training.instruction_sampling import ModelSampler as ModelSampler
     from .training.instruction_sampling import draw_observations as draw_observations
     from .training.language_sensitivity import language_sensitivity as language_sensitivity
+    from .training.observed_windows import observed_windows as observed_windows
     from .training.vision_action_prior_trainer import VisionActionPriorTrainer as VisionActionPriorTrainer
     from .training.vision_action_prior_trainer import (
         VisionActionPriorTrainingArguments as VisionActionPriorTrainingArguments,
@@ -59,6 +64,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ActionLimits": "deployment.action_limits",
     "ActionPriorConfig": "configuration.configuration_action_prior",
     "ActionPriorModel": "modeling_priorvla.modeling_action_prior",
     "ActionPriorTrainer": "training.action_prior_trainer",
@@ -70,10 +76,12 @@ _HOMES = {
     "ModelSampler": "training.instruction_sampling",
     "NormalizationMode": "configuration.embodiment",
     "ObservationDataset": "training.data.observation_dataset",
+    "PolicyClient": "deployment.client",
     "PriorVLAConfig": "configuration.configuration_priorvla",
     "PriorVLAModel": "modeling_priorvla.modeling_priorvla",
     "PriorVLAPolicy": "deployment.policy",
     "PriorVLAProcessor": "modeling_priorvla.processing_priorvla",
+    "RealTimePolicy": "deployment.realtime",
     "TrajectoryDataset": "training.data.trajectory_dataset",
     "TransferReport": "modeling_priorvla.transfer",
     "VLATrainer": "training.vla_trainer",
@@ -94,7 +102,9 @@ _HOMES = {
     "load_trajectories": "training.data.readers",
     "lora_config": "training.adapter_presets",
     "merge_adapter": "modeling_priorvla.adapters",
+    "observed_windows": "training.observed_windows",
     "publish": "hub_cards.publishing",
+    "publish_checkpoint": "hub_cards.publish_checkpoint",
 }
 _CONFIGS = ("ActionPriorConfig", "PriorVLAConfig")
 

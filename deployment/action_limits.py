@@ -109,6 +109,11 @@ class ActionGuard:
         self._last: NDArray[np.float64] | None = None
         self.clamped = 0  # commands that were changed
 
+    @property
+    def started(self) -> bool:
+        """Whether there was a command."""
+        return self._last is not None
+
     def apply(self, action: ArrayLike, state: ArrayLike | None = None) -> NDArray[np.float32]:
         """The command (D_robot,) to send: `action`, as far as it is allowed.
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import priorvla
-from priorvla.training.observed_windows import observed_windows
 
 
 def main() -> None:
@@ -37,7 +36,7 @@ def main() -> None:
 
     # 2. A backbone that stays as it is looks once at every picture, before the training; an adapted one at every step.
     parts = (model.to(args.device), processor, [source], options.output_dir / "features")
-    windows = observed_windows(*parts, max_cache_gb=20, stride=2, adapted=options.preset != "expert")
+    windows = priorvla.observed_windows(*parts, max_cache_gb=20, stride=2, adapted=options.preset != "expert")
 
     # 3. Low-rank maps beside the layers, and the robot's own parts in full: nothing else is trained, or saved.
     run = {"train_dataset": windows, "processor": processor, "base_model": options.base}

@@ -15,7 +15,6 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 import priorvla
 from priorvla.hub_cards.checkpoints import kind_of
-from priorvla.hub_cards.publish_checkpoint import publish_checkpoint
 
 
 def main() -> None:
@@ -29,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
 
     # 1. Weights, processor, bodies, card, metrics and report, together or not at all.
-    published = publish_checkpoint(
+    published = priorvla.publish_checkpoint(
         options.checkpoint,
         options.destination,
         license=options.license,

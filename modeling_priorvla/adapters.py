@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils import CONFIG_NAME, find_adapter_config_file
 from transformers.utils.hub import cached_file, extract_commit_hash
 
@@ -23,6 +23,7 @@ from ..configuration.configuration_expert import ExpertConfig
 from ..configuration.configuration_priorvla import PriorVLAConfig
 from .adding_embodiments import embodiment_index
 from .attached_backbone import HUB_ARGUMENTS, TRAINED, BackbonePreTrainedModel, BackboneSource
+from .backbone_training import without_dropout
 from .layers import SoftTokens
 
 if TYPE_CHECKING:
@@ -283,11 +284,7 @@ def _reveal_backbone(model: BackbonePreTrainedModel) -> None:
         raise ValueError("the adapter goes into the backbone, and none is attached: call model.attach_backbone()")
     if TRAINED[:-1] not in model._modules:
         model._modules[TRAINED[:-1]] = backbone = copy.deepcopy(model.backbone)
-        # Its own dropout stays off, as in a frozen one: it would come from each process's generator, so that a run
-        # would depend on how many share it. `lora_dropout` is another and can be asked for.
-        for part in backbone.modules():
-            if isinstance(part, nn.Dropout):
-                part.p = 0.0
+        without_dropout(backbone)
         model.__dict__["_frozen_backbone"] = None
 
 

@@ -43,9 +43,22 @@ def train_backbone(backbone: Backbone, mode: str, lora: Mapping[str, Any] | None
     for name, parameter in backbone.model.named_parameters():
         if backbone.is_unused(name):
             parameter.requires_grad_(False)
+    if mode != "frozen":
+        without_dropout(backbone)
     if mode == "lora":
         _add_adapters(backbone, {**LORA_DEFAULTS, **(lora or {})})
     backbone.train(backbone.training)
+
+
+def without_dropout(backbone: nn.Module) -> None:
+    """Turns a backbone's own dropout off, in place, as in a frozen one (our choice).
+
+    It would come from each process's generator, so that a run would depend on how many share it. `lora_dropout` is
+    another and can be asked for.
+    """
+    for part in backbone.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
 
 
 def attention_maps(backbone: Backbone) -> list[str]:
@@ -82,4 +95,4 @@ def _add_adapters(backbone: Backbone, settings: dict[str, Any]) -> None:
         parameter.requires_grad_(".lora_" in name)
 
 
-__all__ = ["LORA_DEFAULTS", "attention_maps", "train_backbone"]
+__all__ = ["LORA_DEFAULTS", "attention_maps", "train_backbone", "without_dropout"]

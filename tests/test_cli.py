@@ -259,9 +259,11 @@ def test_numbers_in_scientific_notation_are_numbers_in_a_recipe(recipe, tmp_path
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_a_shipped_recipe_is_found_by_its_name_and_every_key_of_it_is_known(name, fails, tmp_path):
-    command = "pretrain" if "prior" in name else "train"
-    status, said = fails(command, "--config", name, "--dataset", tmp_path, "--output-dir", tmp_path / "run")
-    assert status == 2 and "info.json" in said  # the fields are checked before data is read
+    command = "pretrain" if "prior" in name else "finetune" if "finetune" in name else "train"
+    base = ("--base", "owner/base") if command == "finetune" else ()
+    status, said = fails(command, "--config", name, "--dataset", tmp_path, "--output-dir", tmp_path / "run", *base)
+    # the fields are checked before data is read, or a base is looked for
+    assert status and ("owner/base" if base else "info.json") in said and "unknown" not in said
 
 
 def test_work_that_fails_ends_with_status_1_and_ctrl_c_with_130(fails, capsys, tmp_path, monkeypatch):
