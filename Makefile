@@ -22,7 +22,7 @@ export MUJOCO_GL ?= egl
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help install simulators quickstart test lint format bench $(BENCHMARKS:%=bench-%)
+.PHONY: help install simulators quickstart test lint format faults bench $(BENCHMARKS:%=bench-%)
 
 help:
 	@echo "make install      virtual environment .venv with the tested versions, and system libraries for rendering"
@@ -31,6 +31,7 @@ help:
 	@echo "make test         the tests"
 	@echo "make lint         ruff and mypy"
 	@echo "make format       let ruff rewrite what it can"
+	@echo "make faults       thousands of malformed and broken requests against the policy server"
 	@echo "make bench        every benchmark; one of them: make bench-NAME, of: $(BENCHMARKS)"
 
 install: $(INSTALLED)
@@ -70,6 +71,9 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+faults: install
+	$(BIN)/python benchmarks/serving.py --faults --output-dir runs/serving
 
 bench: $(BENCHMARKS:%=bench-%)
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .training.data.observation_dataset import ObservationDataset as ObservationDataset
     from .training.data.readers import load_trajectories as load_trajectories
     from .training.data.trajectory_dataset import TrajectoryDataset as TrajectoryDataset
+    from .training.dataset_cards import write_dataset_card as write_dataset_card
     from .training.instruction_sampling import ModelSampler as ModelSampler
     from .training.instruction_sampling import draw_observations as draw_observations
     from .training.language_sensitivity import language_sensitivity as language_sensitivity
@@ -105,6 +106,7 @@ _HOMES = {
     "observed_windows": "training.observed_windows",
     "publish": "hub_cards.publishing",
     "publish_checkpoint": "hub_cards.publish_checkpoint",
+    "write_dataset_card": "training.dataset_cards",
 }
 _CONFIGS = ("ActionPriorConfig", "PriorVLAConfig")
 

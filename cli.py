@@ -15,6 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from .configuration.recipe import list_recipes
 from .configuration.recipe_options import parse
+from .deployment.serving.serving_options import add_serving_options
 
 DESCRIPTION = "A robot learns to move before it learns to see and to listen."
 EPILOG = "`priorvla COMMAND --help` explains a command. Every option can also stand in a YAML file given by --config."
@@ -94,6 +95,7 @@ def _add_collect(commands: Any) -> None:
         "--noise", type=float, default=0.15, help="of every second demonstration's actions, in the simulator's units"
     )
     command.add_argument("--image-size", type=int, default=112, help="side of a picture, pixels")
+    command.add_argument("--license", help="of the data, by the Hub's identifier; default: the card names none")
     command.add_argument("--max-episode-steps", type=int, help="an episode ends here; default: the simulator's own")
     command.add_argument("--workers", type=int, default=_cores(), help="processes")
     command.add_argument("--seed", type=int, default=0, help="of starts and noise")
@@ -271,6 +273,7 @@ def _add_publish(commands: Any) -> None:
     command.add_argument("--public", action="store_true", help="Hub: everybody sees it; default: only you")
     command.add_argument("--code", action="store_true", help="with the model's code, for use without this package")
     command.add_argument("--name", help="the card's title; default: its own")
+    command.add_argument("--evaluation", type=Path, help="report of `priorvla evaluate`, for the card")
     command.add_argument("--base-model", metavar="ID", help="Hub id of the checkpoint that this one started from")
     command.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
     command.add_argument("--message", help="Hub: of the commit")
@@ -279,26 +282,7 @@ def _add_publish(commands: Any) -> None:
 
 def _add_serve(commands: Any) -> None:
     command = _command(commands, "serve", _serve, "Answer robots over the network, in openpi's websocket protocol.")
-    command.epilog = "An API key comes from --api-key-file or the environment's PRIORVLA_API_KEY."
-    command.add_argument("checkpoint", help="folder or Hub id of a policy")
-    command.add_argument("--embodiment", metavar="NAME", help="the robot to drive, where the checkpoint knows several")
-    command.add_argument(
-        "--backbone", default="auto", help="folder to take the backbone from; auto: what the config names"
-    )
-    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the policy runs")
-    command.add_argument("--execute-steps", type=int, help="of a chunk, as told to clients; default: half of it")
-    command.add_argument("--seed", type=int, default=0, help="of a client's noise, unless it asks for another")
-    command.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: every one there is")
-    command.add_argument("--port", type=int, default=8000, help="0: any free one")
-    command.add_argument("--api-key-file", type=Path, help="file with the key that clients must send")
-    command.add_argument("--tls-cert", type=Path, help="PEM file: the server's certificate, for wss://")
-    command.add_argument("--tls-key", type=Path, help="PEM file: the certificate's key, if it is not in there")
-    command.add_argument("--max-clients", type=int, default=32, help="connections at a time")
-    command.add_argument("--max-batch", type=int, default=8, help="requests predicted together; 1: equal to the bit")
-    command.add_argument("--batch-window-ms", type=float, default=0.0, help="an idle model waits so long for others")
-    command.add_argument("--max-message-mb", type=float, default=16.0, help="of a request, 10^6 bytes")
-    command.add_argument("--rate-limit", type=float, default=100.0, help="requests a second and client; more must wait")
-    command.add_argument("--request-timeout", type=float, default=10.0, help="seconds until an answer must be there")
+    add_serving_options(command)
 
 
 def _add_inspect(commands: Any) -> None:
@@ -332,6 +316,7 @@ def _collect(options: dict[str, Any]) -> None:
             max_episode_steps=options["max_episode_steps"],
             num_workers=options["workers"],
             overwrite=options["overwrite"],
+            license=options["license"],
             image_size=options["image_size"],
             video=options["video"],
             environment_options={

@@ -17,10 +17,14 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
-from websockets.sync.client import ClientConnection, connect
 
-from .serving.numpy_messages import decode, encode
+try:
+    from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
+    from websockets.sync.client import ClientConnection, connect
+
+    from .serving.numpy_messages import decode, encode
+except ImportError:  # said when a client is made
+    decode = None  # type: ignore[assignment]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between attempts to connect, doubling
 ATTEMPTS = 3  # to have one request answered, each on a connection of its own
@@ -51,6 +55,7 @@ class PolicyClient:
         PolicyServerError: the server does not let us in (a wrong API key, for example).
         ConnectionError: nobody answered within `connect_timeout`.
         ValueError: host is a URL of something else.
+        ImportError: when msgpack or websockets is not installed.
     """
 
     def __init__(
@@ -63,6 +68,8 @@ class PolicyClient:
         timeout: float = 15.0,
         connect_timeout: float = 30.0,
     ) -> None:
+        if decode is None:
+            raise ImportError("a policy client needs msgpack and websockets: run pip install 'priorvla[serve]'")
         name = f"[{host}]" if ":" in host else host  # IPv6
         self._url = host if "://" in host else f"{'wss' if tls else 'ws'}://{name}:{port}"
         self._tls = tls if isinstance(tls, ssl.SSLContext) else None  # wss without a context trusts the system's

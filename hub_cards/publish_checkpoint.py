@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, ModelCard
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
-from ..configuration.configuration_priorvla import PriorVLAConfig
-from ..modeling_priorvla.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE
+from ..modeling_priorvla.adapters import ADAPTER_CONFIG_FILE
 from ..modeling_priorvla.modeling_action_prior import ActionPriorModel
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
@@ -21,9 +19,7 @@ from .card_evaluation import read_evaluation
 from .checkpoints import kind_of
 from .info import checkpoint_folder
 from .published_card import published_card
-from .publishing import METRICS_FILE, REPORT_FILE, name_base, publish, publish_files
-
-CONFIG_FILE = "config.json"
+from .publishing import CONFIG_FILE, METRICS_FILE, REPORT_FILE, copy_model, publish, publish_files
 
 
 def publish_checkpoint(
@@ -57,39 +53,36 @@ def publish_checkpoint(
     if (folder / REPORT_FILE).is_file():
         values["report"] = folder / REPORT_FILE
     processor = PriorVLAProcessor.from_pretrained(folder)
+    if "card" in values:
+        return _publish_as_it_is(folder, processor, destination, license, **values)
     if (folder / ADAPTER_CONFIG_FILE).is_file():
-        return _publish_adapter(folder, processor, destination, license, **values)
+        raise FileNotFoundError(f"{folder / CARD_FILE} is missing: train the adapter with `priorvla finetune`")
     return publish(_load(folder), processor, destination, license=license, **values)
 
 
-def _publish_adapter(
+def _publish_as_it_is(
     folder: Path,
     processor: PriorVLAProcessor,
     destination: str | Path,
     license: str,  # noqa: A002
-    card: ModelCard | None = None,
+    card: ModelCard,
     metrics: Mapping[str, Any] | None = None,
     evaluation: Mapping[str, Any] | None = None,
     name: str | None = None,
     base_model: str | None = None,
     **options: Any,
 ) -> Path | CommitInfo:
-    """Its files as they are: nothing of the base, which may be large, is loaded."""
-    if card is None:
-        raise FileNotFoundError(f"{folder / CARD_FILE} is missing: train the adapter with `priorvla finetune`")
-    config = PriorVLAConfig.from_pretrained(folder)
+    """Its files as they are: no model is loaded, nor the base or the backbone of one, which may not be here."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise FileNotFoundError(f"{folder / CONFIG_FILE} is missing: {folder} holds no checkpoint")
+    config = AutoConfig.from_pretrained(folder)
     added = {"metrics": metrics, "evaluation": evaluation, "name": name, "base_model": base_model}
-
-    def save(staging: Path) -> None:
-        for file in (CONFIG_FILE, ADAPTER_CONFIG_FILE, ADAPTER_FILE):
-            shutil.copyfile(folder / file, staging / file)
-        name_base(staging, base_model)
-
+    adapter = (folder / ADAPTER_CONFIG_FILE).is_file()
     return publish_files(
-        save,
+        lambda staging: copy_model(folder, staging, config, base_model),
         processor,
         destination,
-        card=lambda repo: published_card(config, card, license, processor.embodiments, 0, repo, added, adapter=True),
+        card=lambda repo: published_card(config, card, license, processor.embodiments, 0, repo, added, adapter),
         embodiments=processor.embodiments,
         metrics=metrics,
         evaluation=evaluation,

@@ -18,7 +18,7 @@ from priorvla.training.data.lerobot_writer import LeRobotDatasetWriter
 from priorvla.training.data.trajectory_dataset import expert_dims
 
 RUN = ["--config", "--dataset", "--output-dir", "--max-steps", "--seed", "--device", "--resume", "--holdout"]
-COLLECT = ["--config", "--env", "--tasks", "--episodes", "--output-dir", "--no-images", "--noise", "--image-size"]
+COLLECT = ["--config", "--env", "--tasks", "--episodes", "--output-dir", "--no-images", "--noise", "--license"]
 TRAIN = [
     "--prior",
     "--control",
@@ -51,7 +51,7 @@ SERVER = [
     "--request-timeout",
 ]
 OPTIONS = {
-    "collect": [*COLLECT, *SIMULATOR, "--max-episode-steps", "--workers", "--seed", "--overwrite"],
+    "collect": [*COLLECT, *SIMULATOR, "--image-size", "--max-episode-steps", "--workers", "--seed", "--overwrite"],
     "inspect": ["dataset", "--config", "--output-dir", "--no-images", *INSPECTED],
     "pretrain": ["--kind", "--train-all", "--stream", "--data-share", *TRAIN, *RUN],
     "train": [*TRAIN, "--insertion", "--listening", *RUN],

@@ -116,7 +116,10 @@ class _Base:
         if options.resume and revision is None:
             began = Path(options.last_checkpoint() or "") / ADAPTER_CONFIG_FILE
             revision = json.loads(began.read_text(encoding="utf-8"))["revision"] if began.is_file() else None
-        return cls(name, commit_of(name, revision=revision))
+        try:
+            return cls(name, commit_of(name, revision=revision))
+        except OSError as error:
+            raise type(error)(f"--base {options.base} cannot be loaded: {error}") from error
 
     @property
     def hub(self) -> dict[str, str]:

@@ -31,6 +31,7 @@ from ..modeling_priorvla.flow_draws import FlowDraws
 from ..modeling_priorvla.motion_model import MotionPreTrainedModel
 from .data.trajectory_dataset import MixtureSampler, whole_batch
 from .pushing import PushesToHub
+from .run_cost import RunCost
 from .stage_arguments import StageTrainingArguments
 from .stream_training import TrainsOnStreams
 from .weight_average import WeightAverage
@@ -83,6 +84,8 @@ class StageTrainer(PushesToHub, TrainsOnStreams):
         # not Trainer's `processing_class`, which it takes for a tokenizer
         self.processor = processor
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        self.cost = RunCost()
+        self.add_callback(self.cost)
         self.model_accepts_loss_kwargs = False  # our losses are means over a batch's windows
         if self.is_fsdp_enabled:
             if args.ema_decay:
@@ -259,6 +262,7 @@ class StageTrainer(PushesToHub, TrainsOnStreams):
             "windows a step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "seed": args.seed,
             **{key: getattr(args, key) for key in self.card_arguments},
+            "cost": self.cost.facts(args),
         }
         card = create_card(
             kind_of(self.model.config),
