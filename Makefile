@@ -77,5 +77,7 @@ faults: install
 
 bench: $(BENCHMARKS:%=bench-%)
 
+bench-realtime: quickstart  # it drives the quickstart's policy
+
 $(BENCHMARKS:%=bench-%): bench-%: $(SIMULATORS)
 	$(BIN)/python benchmarks/$*.py --output-dir runs/$*

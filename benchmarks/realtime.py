@@ -1,6 +1,6 @@
 """What a slow model costs a robot, and what real-time chunking gives back: success, pauses, and jolts at seams.
 
-    python benchmarks/realtime.py runs/policy --tasks drawer-open door-open --output-dir runs/realtime
+    python benchmarks/realtime.py --policy runs/policy --tasks drawer-open door-open --output-dir runs/realtime
 
 Closed loop in Meta-World, where a prediction takes so many control steps (`--delays`). The same policy, starts and
 noise in every arm:
@@ -119,7 +119,7 @@ def measure(make: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("policy", help="folder or Hub id of a policy that was trained on the tasks")
+    parser.add_argument("--policy", default="runs/quickstart/policy-prior", help="folder or Hub id; knows the tasks")
     parser.add_argument("--tasks", nargs="+", default=["drawer-open", "door-open", "faucet-open"])
     parser.add_argument("--trials", type=int, default=8, help="episodes a task")
     parser.add_argument(
