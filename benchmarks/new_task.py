@@ -10,6 +10,8 @@ Every arm then gets the same demonstrations of one target task, batches of one s
     base as it is             the base with the prior, which has never heard of the task
     LoRA                      beside the expert's layers, on the base with the prior
     LoRA, control base        the same on the control base
+    LoRA, new robot           the same on the base with the prior, told that the arm is one it has never met: soft
+                              tokens and projections of its own, from random weights
     LoRA with the backbone    beside the backbone's attention too
     whole expert              all weights of the expert, on the base with the prior
     whole policy              those of the backbone too
@@ -61,6 +63,7 @@ class Arm:
     command: str | None  # None: nothing is trained
     start: str | None = None
     options: tuple[str, ...] = ()
+    robot: str | None = None  # its name, where the base is to know no such robot
     longer: bool = False  # with the base's steps added
 
 
@@ -68,6 +71,7 @@ ARMS = {
     "base as it is": Arm(None, "base"),
     "LoRA": Arm("finetune", "base", ("--preset", "expert")),
     "LoRA, control base": Arm("finetune", "control-base", ("--preset", "expert")),
+    "LoRA, new robot": Arm("finetune", "base", ("--preset", "expert"), robot="my_arm"),
     "whole expert": Arm("finetune", "base", ("--preset", "expert-only")),
     "from scratch": Arm("train"),
     "from the action prior": Arm("train", "prior"),
@@ -106,11 +110,12 @@ class NewTask:
         result = policy / f"{target}.json"
         if not result.is_file():
             evaluation = evaluate_policy(
-                partial(PriorVLAPolicy.from_pretrained, str(policy)),
+                partial(PriorVLAPolicy.from_pretrained, str(policy), embodiment=arm.robot),
                 [target],
                 trials=self.options.trials,
                 seed=self.seed,
                 num_workers=self.options.workers,
+                embodiment=arm.robot,
             )
             result.write_text(json.dumps(evaluation.to_dict(), indent=2) + "\n", encoding="utf-8")
         counts = json.loads(result.read_text(encoding="utf-8"))["overall"]
@@ -125,7 +130,7 @@ class NewTask:
             start = ("--base" if arm.command == "finetune" else "--prior", self.folder / arm.start)
         folder = f"{target}-{demonstrations}-{name.replace(', ', '-').replace(' ', '-')}"
         return self._run(arm.command, folder, "--config", self._recipe(arm), "--dataset", data, "--max-steps", steps,
-                         *start, *arm.options)  # fmt: skip
+                         *start, *arm.options, *(("--embodiment", arm.robot) if arm.robot else ()))  # fmt: skip
 
     def _recipe(self, arm: Arm) -> Path:
         """The shipped ones, adapted: whole weights learn as slowly as when the base was trained, and the prior of a new
