@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from transformers import AutoModel, AutoProcessor
 
 import priorvla  # after this import the Auto classes know our models
+from priorvla.hub_cards.embodiment_facts import made_up_state
 
 
 def plot(chunks: np.ndarray, names: list[str], control_rate: float, file: str) -> None:
@@ -20,8 +21,7 @@ def plot(chunks: np.ndarray, names: list[str], control_rate: float, file: str) -
     seconds = np.arange(chunks.shape[1]) / control_rate
     for dim, axes in enumerate(figure.subplots(len(names), squeeze=False)[:, 0]):
         axes.plot(seconds, chunks[:, :, dim].T)
-        axes.set_ylabel(names[dim])
-    axes.set_xlabel("seconds")
+        axes.set(ylabel=names[dim], xlabel="seconds")
     figure.savefig(file)
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("prior", help="folder or Hub id of an action prior")
     parser.add_argument("--embodiment", help="one of the prior's bodies; default: its first")
     parser.add_argument("--samples", type=int, default=4, help="chunks")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same chunks")
+    parser.add_argument("--seed", type=int, default=0, help="the same one gives the same chunks")
     parser.add_argument("--plot", help="a picture of the chunks, for example chunks.png")
     parser.add_argument("--save", help="an .npz file for them")
     options = parser.parse_args()
@@ -43,9 +43,9 @@ def main() -> None:
     body = processor.embodiment(options.embodiment or processor.embodiments[0].name)
 
     # Every chunk is a short trajectory, and the model's numbers are normalised: decoding brings back the robot's units.
-    ids = torch.tensor([processor.embodiment_id(body.name)] * options.samples)
-    samples = model.sample_actions(embodiment_ids=ids, generator=torch.Generator().manual_seed(options.seed))
-    start = np.zeros(body.state_dim) if body.needs_reference else None  # of actions that are relative to the state
+    start = np.tile(made_up_state(body), (options.samples, 1))  # for priors that know, or move relative to, the state
+    inputs = processor(embodiment=body.name, state=start)
+    samples = model.sample_actions(**inputs, generator=torch.Generator().manual_seed(options.seed))
     chunks = processor.decode_actions(samples, body.name, state=start)
     print(f"\n{options.samples} chunks of {body.name}, {chunks.shape[1] / body.control_rate:.2g} s each; the first:")
     print(np.array2string(chunks[0], precision=3, suppress_small=True))

@@ -47,9 +47,9 @@ class RunCost(TrainerCallback):
         if not self.seconds:
             return {}
         memory = peak_memory(args.device)
+        minutes, since = round(self.seconds / 60, 1), self._first_step
         facts = {
-            "minutes": round(self.seconds / 60, 1),
-            "of them since": f"it was resumed at step {self._first_step}" if self._first_step else None,
+            "minutes of training": f"{minutes}, since it was resumed at step {since}" if since else minutes,
             "device": device_name(args.device),
             "processes": args.world_size,
             "peak memory": f"{memory / 1e9:.1f} GB" + (" a process" if args.world_size > 1 else "") if memory else None,
