@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from .configuration.recipe import list_recipes
 from .configuration.recipe_options import parse
-from .deployment.serving.serving_options import add_serving_options
+from .deployment.serving.command_line import add_serving_options
 
 DESCRIPTION = "A robot learns to move before it learns to see and to listen."
 EPILOG = "`priorvla COMMAND --help` explains a command. Every option can also stand in a YAML file given by --config."

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,8 +25,8 @@ Limit = float | Sequence[float | None] | None
 class ActionLimits:
     """Limits in raw action units, a number for all dims or one a dim; None is no limit.
 
-    Where two cannot be kept at once, `low` and `high` win over `max_rate`, and that over `max_jerk` (our choice: the
-    workspace first).
+    Where two cannot be kept at once, `low` and `high` win over `max_jerk` (our choice: the workspace first). A robot
+    that is outside of them comes back no faster than `max_rate`.
 
     Args:
         low, high: of a command.
@@ -31,7 +34,7 @@ class ActionLimits:
         max_jerk: of the third difference, units a second cubed.
 
     Raises:
-        ValueError: on a limit that is not positive, or a `low` above its `high`.
+        ValueError: on a limit that is no number, or a rate or jerk that is not positive.
     """
 
     low: Limit = None
@@ -40,9 +43,13 @@ class ActionLimits:
     max_jerk: Limit = None
 
     def __post_init__(self) -> None:
-        for name in ("max_rate", "max_jerk"):
+        for name in ("low", "high", "max_rate", "max_jerk"):
             for value in _listed(getattr(self, name)):
-                if value is not None and not value > 0:
+                if value is None:
+                    continue
+                if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
+                    raise ValueError(f"{name} {value!r} is no number (in YAML, write 0.01 and not 1e-2)")
+                if name.startswith("max") and not value > 0:
                     raise ValueError(f"{name} {value} must be positive")
 
     @classmethod
@@ -52,7 +59,10 @@ class ActionLimits:
         if not isinstance(content, Mapping):
             raise ValueError(f"{file}: limits are a mapping of low, high, max_rate, max_jerk")
         require_known(content, [entry.name for entry in fields(cls)], str(file))
-        return cls(**content)
+        try:
+            return cls(**content)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
 
     @classmethod
     def of_data(cls, body: Embodiment, margin: float = 0.05) -> Self:
@@ -106,20 +116,19 @@ class ActionGuard:
         self._smooth = np.isfinite(self._limits["max_jerk"])
         self._limiter: JerkLimiter | None = None
         self._place: NDArray[np.float64] | None = None  # the last target; of displacements their sum
-        self._last: NDArray[np.float64] | None = None
         self.clamped = 0  # commands that were changed
 
     @property
     def started(self) -> bool:
         """Whether there was a command."""
-        return self._last is not None
+        return self._place is not None
 
     def apply(self, action: ArrayLike, state: ArrayLike | None = None) -> NDArray[np.float32]:
         """The command (D_robot,) to send: `action`, as far as it is allowed.
 
         Args:
-            state: raw, (S_robot,): where absolute dims are before the first command of an episode, when the body says
-                which state dims they are compared with; without it that command may be anywhere.
+            state: raw, (S_robot,): where absolute dims are before the first command of an episode, where a state dim
+                has the same name; without one that command may be anywhere in range.
 
         Raises:
             ValueError: when the action has other dims, or a value that is not finite.
@@ -138,39 +147,51 @@ class ActionGuard:
         place = np.where(np.isfinite(before), np.clip(target, before - rate, before + rate), target)
         if self._smooth.any():
             place = self._smoothed(place, target, before, still=allowed != wanted)
+        # a robot that starts out of range is not sent back there in a single step
+        outside = np.isfinite(before) & ~self._delta
+        low = np.where(outside, np.minimum(low, before), low)
+        high = np.where(outside, np.maximum(high, before), high)
         command = np.clip(np.where(self._delta, place - before, place), low, high)
-        self._place = np.where(self._delta, before + command, command)
-        if self._limiter is not None:
-            self._limiter.stop_at(self._place[self._smooth], (self._place != place)[self._smooth])
-        self._last = command
+        sent = command.astype(np.float32)
+        if not np.isfinite(sent).all():
+            raise ValueError(f"action {wanted.tolist()} is beyond what a float32 holds: it is not sent")
+        self._advance(np.where(self._delta, before + command, command), place)
         self.clamped += not np.allclose(command, wanted, rtol=1e-6, atol=1e-9)
-        return command.astype(np.float32)
+        return sent
 
     def hold(self) -> NDArray[np.float32]:
-        """The command that stops the robot where it is, within the limits: the last target, and no displacement.
+        """The command that stops the robot: the last target, no displacement; where jerk is limited, as soon as it may.
 
-        A gripper goes on with its last command, whatever its kind. Raises ValueError before the first command, when
-        some dim is a target: nobody knows which.
+        Raises ValueError before the first command, when some dim is a target: nobody knows which.
         """
-        if self._last is None:
+        if self._place is None:
             if not self._delta.all():
                 raise ValueError(f"{self.body.name!r} has had no command yet, so that there is none to hold")
-            return self.apply(np.zeros(self.body.action_dim))
-        moving = self._delta.copy()
-        moving[list(self.body.gripper_dims)] = False
-        clamped = self.clamped
-        command = self.apply(np.where(moving, 0.0, self._last))
-        self.clamped = clamped
-        return command
+            return np.zeros(self.body.action_dim, dtype=np.float32)
+        before, place = self._place, self._place.copy()
+        if self._limiter is not None:
+            place[self._smooth] = self._limiter.stop()
+        self._advance(place, place)
+        return np.where(self._delta, place - before, place).astype(np.float32)
+
+    def copy(self) -> ActionGuard:
+        """One that goes on from here by itself: to see what commands would become of actions."""
+        return copy.deepcopy(self)
+
+    def _advance(self, place: NDArray[np.float64], planned: NDArray[np.float64]) -> None:
+        """Notes where the command leads, which limits may have made another place than the limiter `planned`."""
+        self._place = place
+        if self._limiter is not None:
+            self._limiter.stop_at(place[self._smooth], (place != planned)[self._smooth])
 
     def _start(self, state: ArrayLike | None) -> NDArray[np.float64]:
         """Where dims are before the first command; not finite where that is not known."""
         before = np.where(self._delta, 0.0, np.nan)
         if state is not None:
-            values = np.asarray(state, dtype=np.float64)
-            for dim, reference in enumerate(self.body.reference_dims):
-                if reference is not None and not self._delta[dim] and dim not in self.body.gripper_dims:
-                    before[dim] = values[reference]
+            values = dict(zip(self.body.state_names, np.asarray(state, dtype=np.float64), strict=True))
+            for dim, name in enumerate(self.body.action_names):
+                if not self._delta[dim] and dim not in self.body.gripper_dims:
+                    before[dim] = values.get(name, np.nan)
         return before
 
     def _smoothed(
@@ -188,7 +209,7 @@ class ActionGuard:
 
 
 def _listed(limit: Limit) -> Sequence[float | None]:
-    return [limit] if limit is None or isinstance(limit, int | float) else limit
+    return limit if isinstance(limit, list | tuple) else [limit]  # type: ignore[list-item]  # checked by the caller
 
 
 def _array(limit: Limit, body: Embodiment, name: str, absent: float) -> NDArray[np.float64]:

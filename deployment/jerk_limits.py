@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+EXACT = 1e-9  # seconds
+
 
 class JerkLimiter:
     """Moves each dim towards its target as fast as speed and jerk allow, without overshooting one that stays.
@@ -26,12 +28,7 @@ class JerkLimiter:
     def __init__(
         self, start: NDArray[np.float64], max_rate: NDArray[np.float64], max_jerk: NDArray[np.float64], step: float
     ) -> None:
-        try:
-            import ruckig
-        except ImportError as error:
-            raise ImportError("limits on jerk need ruckig: run pip install 'priorvla[runtime]'") from error
-        self._ruckig: Any = ruckig
-        self._planner = ruckig.Ruckig(1)
+        _ruckig()
         self._max_rate, self._max_jerk, self._step = max_rate, max_jerk, step
         self._motion = np.stack([start, np.zeros_like(start), np.zeros_like(start)])  # place, speed, acceleration
         self._target = start
@@ -45,26 +42,56 @@ class JerkLimiter:
             self._motion[:, dim] = self._towards(dim, target[dim], speed[dim])
         return self._motion[0].copy()
 
+    def stop(self) -> NDArray[np.float64]:
+        """Where the dims are a step later, when they come to rest as soon as they can, wherever that is."""
+        library = _ruckig()
+        for dim in range(self._motion.shape[1]):
+            plan = self._plan(dim, library)
+            plan.control_interface = library.ControlInterface.Velocity
+            plan.target_velocity = [0.0]
+            self._motion[:, dim] = self._after_a_step(plan, library)[0]
+        self._target = self._motion[0].copy()
+        return self._motion[0].copy()
+
     def stop_at(self, place: NDArray[np.float64], dims: NDArray[np.bool_]) -> None:
         """What a harder limit has decided: these dims are at `place`, at rest."""
         self._motion[0] = np.where(dims, place, self._motion[0])
         self._motion[1:, dims] = 0.0
 
-    def _towards(self, dim: int, target: float, speed: float) -> tuple[float, float, float]:
+    def _towards(self, dim: int, target: float, speed: float) -> NDArray[np.float64]:
         """Place, speed and acceleration a step along the fastest way to the target."""
-        plan = self._ruckig.InputParameter(1)
+        library = _ruckig()
+        plan = self._plan(dim, library)
+        plan.target_position, plan.target_velocity = [target], [speed]
+        motion, seconds = self._after_a_step(plan, library)
+        if seconds >= self._step:
+            return motion
+        plan.minimum_duration = self._step  # it would be there early, and go past
+        exactly, seconds = self._after_a_step(plan, library)
+        return exactly if abs(seconds - self._step) < EXACT else motion
+
+    def _plan(self, dim: int, library: Any) -> Any:
+        plan = library.InputParameter(1)
         place, velocity, acceleration = self._motion[:, dim]
         plan.current_position, plan.current_velocity, plan.current_acceleration = [place], [velocity], [acceleration]
-        plan.target_position, plan.target_velocity = [target], [speed]
         plan.max_velocity, plan.max_jerk, plan.max_acceleration = [self._max_rate[dim]], [self._max_jerk[dim]], [np.inf]
-        trajectory = self._ruckig.Trajectory(1)
-        result = self._planner.calculate(plan, trajectory)
-        if result not in (self._ruckig.Result.Working, self._ruckig.Result.Finished):
-            raise RuntimeError(f"no way from {place:g} to {target:g} was found within the limits ({result})")
-        if trajectory.duration <= self._step:
-            return target, speed, 0.0
-        (place,), (velocity,), (acceleration,) = trajectory.at_time(self._step)
-        return place, velocity, acceleration
+        return plan
+
+    def _after_a_step(self, plan: Any, library: Any) -> tuple[NDArray[np.float64], float]:
+        """Place, speed and acceleration, and the seconds that the whole way takes."""
+        trajectory = library.Trajectory(1)
+        result = library.Ruckig(1).calculate(plan, trajectory)
+        if result not in (library.Result.Working, library.Result.Finished):
+            raise RuntimeError(f"no way within the limits was found from {plan.current_position[0]:g} ({result})")
+        return np.array(trajectory.at_time(self._step))[:, 0], trajectory.duration
+
+
+def _ruckig() -> Any:
+    try:
+        import ruckig
+    except ImportError as error:
+        raise ImportError("limits on jerk need ruckig: run pip install 'priorvla[runtime]'") from error
+    return ruckig
 
 
 __all__ = ["JerkLimiter"]

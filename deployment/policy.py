@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,13 @@ from torch import Tensor
 
 from ..configuration.embodiment import Embodiment
 from ..hub_cards.embodiment_facts import made_up_state
+from ..modeling_priorvla.adapter_places import HUB_ARGUMENTS
 from ..modeling_priorvla.backbone import LanguageFeatures
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from .action_limits import ActionGuard, ActionLimits
 
+WARM_UPS = 4
 MOST_INSTRUCTIONS = 256  # whose encodings are kept
 PICTURE = (224, 224)  # height and width of the pictures to warm up with: the processor makes its own size of any
 
@@ -97,8 +100,8 @@ class PriorVLAPolicy:
         self.execute_steps = whole if execute_steps is None else execute_steps
         if not 1 <= self.execute_steps <= chunk_size:
             raise ValueError(f"execute_steps={execute_steps} must be between 1 and the chunk's {chunk_size} steps")
-        if ensemble is not None and execute_steps is not None:
-            raise ValueError(f"execute_steps={execute_steps} with ensemble={ensemble}: it predicts at every step")
+        if ensemble is not None:
+            _require_averageable(self.embodiment, ensemble, execute_steps)
         self.num_inference_steps, self.limits, self.ensemble = num_inference_steps, limits, ensemble
         self._language: dict[tuple[str, torch.device], LanguageFeatures] = {}
         self.reset(seed)
@@ -113,10 +116,16 @@ class PriorVLAPolicy:
         device: str = "cpu",
         **arguments: Any,
     ) -> Self:
-        """Loads model and processor from a folder or Hub id; `arguments` are the constructor's."""
-        model = PriorVLAModel.from_pretrained(path, backbone=backbone, backbone_quantization=backbone_quantization)
+        """Loads model and processor from a folder or Hub id.
+
+        `arguments` are the constructor's, and those of the Hub: `revision`, `token`, `cache_dir`, `local_files_only`...
+        """
+        hub = {name: arguments.pop(name) for name in HUB_ARGUMENTS if name in arguments}
+        model = PriorVLAModel.from_pretrained(
+            path, backbone=backbone, backbone_quantization=backbone_quantization, **hub
+        )
         model.to(device)
-        return cls(model, PriorVLAProcessor.from_pretrained(path), **arguments)
+        return cls(model, PriorVLAProcessor.from_pretrained(path, **hub), **arguments)
 
     def reset(self, seed: int = 0) -> None:
         """Forgets the episode; call before every new one."""
@@ -126,14 +135,21 @@ class PriorVLAPolicy:
         """Memory for one more episode; the same seed gives the same noise, however sessions are batched."""
         return PolicySession(torch.Generator().manual_seed(seed), ActionGuard(self.limits, self.embodiment))
 
-    def warm_up(self, batch_size: int = 1) -> float:
-        """Predicts from made-up observations, and once more; seconds of the second time. No session notices it."""
+    def warm_up(self, batch_size: int = 1, prefix_steps: int = 0) -> float:
+        """Predicts from made-up observations, so that nothing is slow later; no session notices it.
+
+        `prefix_steps` of a chunk are known. Returns the seconds of a prediction, the median of three after the first.
+        """
         pictures = {camera: np.zeros((*PICTURE, 3), np.uint8) for camera in self.embodiment.cameras}
         observation = {"state": made_up_state(self.embodiment), "images": pictures, "instruction": "wait"}
-        for _ in range(2):
+        known = self.predict([self.new_session(0)], [observation])[0, :prefix_steps] if prefix_steps else None
+        seconds = []
+        for _ in range(WARM_UPS):
             started = time.perf_counter()
-            self.predict([self.new_session(0) for _ in range(batch_size)], [observation] * batch_size)
-        return time.perf_counter() - started
+            sessions = [self.new_session(0) for _ in range(batch_size)]
+            self.predict(sessions, [observation] * batch_size, None if known is None else [known] * batch_size)
+            seconds.append(time.perf_counter() - started)
+        return statistics.median(seconds[1:])
 
     def select_action(self, observation: Observation) -> NDArray[np.float32]:
         """The next action (D_robot,) in raw units."""
@@ -167,10 +183,18 @@ class PriorVLAPolicy:
         return action.astype(np.float32)[None]
 
     def remember(self, session: PolicySession, observation: Observation, action: NDArray[np.float32]) -> None:
-        """Notes what was seen and done in a step, for a model that is conditioned on its past."""
+        """Notes what was seen and done in a step, for a model that is conditioned on its past.
+
+        In the place of a state that is not finite stands the one before; without any the step is left out.
+        """
         if not self.model.config.use_history:
             return
-        session.states.append(np.asarray(observation["state"], dtype=np.float32))
+        state = np.array(observation["state"], dtype=np.float32)  # a copy: drivers use their buffers again
+        if not np.isfinite(state).all():
+            if not session.states:
+                return
+            state = session.states[-1]
+        session.states.append(state)
         session.actions.append(action)
         if len(session.actions) > self.model.config.history_size:
             session.states.popleft()
@@ -287,6 +311,16 @@ class RandomPolicy:
         needs_state = self.embodiment.needs_reference
         states = np.stack([observation["state"] for observation in observations]) if needs_state else None
         return self.embodiment.recorded_actions(learned[:, None], states)[:, 0].astype(np.float32)
+
+
+def _require_averageable(body: Embodiment, ensemble: float, execute_steps: int | None) -> None:
+    if execute_steps is not None:
+        raise ValueError(f"execute_steps={execute_steps} with ensemble={ensemble}: it predicts at every step")
+    if body.rotations or "relative" in body.action_kinds:
+        raise ValueError(
+            f"ensemble={ensemble}: {body.name!r} has rotations, or actions that count from each chunk's own start, and "
+            "their numbers cannot be averaged: leave it out"
+        )
 
 
 def _choose(embodiments: Sequence[Embodiment], name: str | None) -> Embodiment:

@@ -60,19 +60,23 @@ class _Request:
     step: int
     start: int  # of the chunk, as of a plan
     prefix: int
+    held: int  # steps of the episode in which the robot had been held
+    taken: float | None  # when the observation was, on the clock
 
 
 class RealTimePolicy:
     """Drives one robot without a pause: `act`, once every control step, answers at once.
 
     After `execute_steps` steps of a chunk the next is begun in another thread, from what is seen then. A prediction
-    takes some steps, in which the robot goes on with the old chunk; these known actions are the new chunk's clean
-    prefix, so that it starts where the robot will be (training-time real-time chunking; our models are trained with
-    prefixes). How many they are is measured: the longest of the last ten delays.
+    takes some steps, in which the robot goes on with the old chunk; these known actions, as the limits let them
+    through, are the new chunk's clean prefix, so that it starts where the robot will be (training-time real-time
+    chunking; our models are trained with prefixes of up to `config.max_prefix_length`). How many they are is measured:
+    the second longest of the last ten delays, so that one hiccup does not count.
 
-    When nothing is left to execute, because predictions are too slow, fail, or have nothing to see, the robot is held:
-    its last target, and no displacement (`ActionGuard.hold`); a chunk that comes then is taken up where the last one
-    ended. After three failures in a row the error is raised.
+    When nothing is left to execute, because predictions are too slow, fail, or have nothing to see, the robot is held
+    (`ActionGuard.hold`). A chunk that comes then is taken up where the last one ended; where age is looked at, one from
+    an observation that is too old by now is thrown away. After three failures in a row the error is raised, and
+    TimeoutError when the robot has been held for too long.
 
     Args:
         policy: without `ensemble`. Its limits are kept across chunks.
@@ -80,12 +84,14 @@ class RealTimePolicy:
         delay: control steps that a prediction is expected to take, until one was measured.
         max_observation_age: seconds. An older observation, by its `"time"` on `clock`, is not predicted from. None: age
             is not looked at.
+        max_hold: seconds that the robot is held in a row before it is an error.
         clock: seconds, as `time.monotonic`.
         executor: where predictions run; default a thread of its own. One at a time is submitted.
         seed: of the first episode.
 
     Raises:
-        ValueError: when the policy averages chunks, or execute_steps is outside [1, H - 1].
+        ValueError: when the policy averages chunks or was trained without prefixes, its actions were recorded relative
+            to the state at a chunk's start (which the robot cannot know here), or execute_steps is outside [1, H - 1].
     """
 
     def __init__(
@@ -95,6 +101,7 @@ class RealTimePolicy:
         execute_steps: int | None = None,
         delay: int = 1,
         max_observation_age: float | None = None,
+        max_hold: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
         executor: Executor | None = None,
         seed: int = 0,
@@ -102,14 +109,13 @@ class RealTimePolicy:
         self.policy = policy
         self.chunk_size: int = policy.model.config.expert.chunk_size
         self.execute_steps = policy.execute_steps if execute_steps is None else execute_steps
-        if policy.ensemble is not None:
-            raise ValueError(f"ensemble={policy.ensemble} predicts at every step and cannot be late: leave it out here")
+        _require_fit(policy)
         if not 1 <= self.execute_steps < self.chunk_size:
             raise ValueError(
                 f"execute_steps={self.execute_steps} must be between 1 and {self.chunk_size - 1}: what is left of the "
                 f"chunk's {self.chunk_size} steps is executed while the next is computed"
             )
-        self.max_observation_age, self._clock = max_observation_age, clock
+        self.max_observation_age, self.max_hold, self._clock = max_observation_age, max_hold, clock
         self._owned = ThreadPoolExecutor(1, "priorvla-prediction") if executor is None else None
         self._executor: Executor = executor or self._owned  # type: ignore[assignment]  # one of them is there
         self._delays: deque[int] = deque([delay], REMEMBERED_DELAYS)
@@ -121,29 +127,32 @@ class RealTimePolicy:
 
         Raises ValueError when that is more than half a chunk: the next one would come when nothing is left of the last.
         """
-        seconds = self._executor.submit(self.policy.warm_up).result()
-        steps = max(1, math.ceil(seconds * self.policy.embodiment.control_rate))
+        seconds = self._executor.submit(self.policy.warm_up, prefix_steps=1).result()
+        rate = self.policy.embodiment.control_rate
+        steps = max(1, math.ceil(seconds * rate))
         if 2 * steps > self.chunk_size:
             raise ValueError(
-                f"a prediction takes {seconds:.2f} s, {steps} steps at {self.policy.embodiment.control_rate:g} Hz, "
-                f"more than half a chunk of {self.chunk_size}: take fewer denoising steps (num_inference_steps), or a "
-                "faster machine"
+                f"a prediction takes {seconds:.2f} s, {steps} steps at {rate:g} Hz, more than half a chunk of "
+                f"{self.chunk_size}: take fewer denoising steps (num_inference_steps), or a faster machine"
             )
-        self._delays.append(steps)
+        self._delays = deque([steps], REMEMBERED_DELAYS)
         return steps
 
     def reset(self, seed: int = 0) -> None:
         """Forgets the episode; call before every new one. What a prediction under way gives is thrown away."""
+        if self._running is not None:
+            self._running.chunk.cancel()
         self._session = self.policy.new_session(seed)
         self._plan: _Plan | None = None
         self._running = None
-        self._executed = self._failed_in_a_row = 0
+        self._executed = self._failed_in_a_row = self._held_in_a_row = 0
         self.statistics = RealTimeStatistics()
 
     @property
     def delay(self) -> int:
         """Control steps that a prediction is expected to take."""
-        return max(self._delays)
+        longest = sorted(self._delays, reverse=True)
+        return longest[1] if len(longest) > 2 else longest[0]
 
     def act(self, observation: Observation) -> NDArray[np.float32]:
         """The action (D_robot,) of this control step, in raw units; only an episode's first call waits for a chunk.
@@ -152,28 +161,36 @@ class RealTimePolicy:
             observation: as of `PriorVLAPolicy`, and `time`, seconds on `clock`, where age is looked at.
 
         Raises:
-            ValueError: when the first observation of an episode cannot be used, or has no `time` and should.
+            ValueError: when the first observation of an episode cannot be used, has no `time` and should, or one that
+                is not the clock's.
+            TimeoutError: when the robot was held for `max_hold` seconds; `hold` goes on doing so.
             What a prediction raised, when three in a row did.
         """
-        step = self.statistics.steps
         usable = self._is_usable(observation)
-        self._adopt(step)
+        self._adopt()
         if self._plan is None:
             if not usable:
-                raise ValueError("the first observation is too old or not finite, and there is nothing else to do yet")
+                raise ValueError("the first observation is too old or incomplete, and there is nothing to go on with")
             chunk = self._executor.submit(self.policy.predict, [self._session], [observation]).result()[0]
             self._plan = _Plan(chunk, 0)
         elif self._running is None and usable and self._executed - self._plan.start >= self._begin_after:
-            self._begin(observation, step)
+            self._begin(observation)
         action = self._command(observation)
         self.policy.remember(self._session, observation, action)
         self.statistics.steps += 1
         return action
 
+    def hold(self) -> NDArray[np.float32]:
+        """The command that keeps the robot where it is, for a caller that has lost its observations, or after an error.
+
+        Raises ValueError before the first action.
+        """
+        return self._session.guard.hold()
+
     def close(self) -> None:
-        """Ends the thread; a prediction under way is waited for."""
+        """Ends the thread, after a prediction that is under way; does not wait for that."""
         if self._owned is not None:
-            self._owned.shutdown()
+            self._owned.shutdown(wait=False, cancel_futures=True)
 
     def __enter__(self) -> Self:
         return self
@@ -187,23 +204,53 @@ class RealTimePolicy:
         return max(1, min(self.execute_steps, self.chunk_size - self.delay))
 
     def _is_usable(self, observation: Observation) -> bool:
-        usable = bool(np.isfinite(np.asarray(observation["state"], dtype=np.float64)).all())
+        images = observation["images"]
+        complete = all(images.get(camera) is not None for camera in self.policy.embodiment.cameras)
+        usable = complete and bool(np.isfinite(np.asarray(observation["state"], dtype=np.float64)).all())
         if self.max_observation_age is not None:
-            if "time" not in observation:
-                raise ValueError("max_observation_age is set: observations need 'time', seconds on the policy's clock")
-            usable &= self._clock() - float(observation["time"]) <= self.max_observation_age
+            usable &= self._age(self._taken(observation)) <= self.max_observation_age
         self.statistics.stale += not usable
         return usable
 
-    def _begin(self, observation: Observation, step: int) -> None:
-        assert self._plan is not None
-        prefix = self._plan.ahead(self._executed, self.delay)
-        session = _snapshot(self._session)
-        seen = {**observation, "images": {camera: np.array(image) for camera, image in observation["images"].items()}}
-        chunk = self._executor.submit(lambda: self.policy.predict([session], [seen], [prefix])[0])
-        self._running = _Request(chunk, step, self._executed, len(prefix))
+    def _taken(self, observation: Observation) -> float | None:
+        if self.max_observation_age is None:
+            return None
+        if "time" not in observation:
+            raise ValueError("max_observation_age is set: observations need 'time', seconds on the policy's clock")
+        return float(observation["time"])
 
-    def _adopt(self, step: int) -> None:
+    def _age(self, taken: float | None) -> float:
+        if taken is None:
+            return 0.0
+        age = self._clock() - taken
+        if age < -1 / self.policy.embodiment.control_rate:
+            raise ValueError(
+                f"the observation's time is {-age:.3g} s ahead of the policy's clock: stamp it with the same one "
+                "(default time.monotonic), or pass clock="
+            )
+        return age
+
+    def _begin(self, observation: Observation) -> None:
+        assert self._plan is not None
+        longest = self.policy.model.config.max_prefix_length
+        planned = self._plan.ahead(self._executed, min(self.delay, longest))
+        guard = self._session.guard.copy()
+        prefix = np.stack([guard.apply(action) for action in planned]) if len(planned) else planned
+        session = _snapshot(self._session)
+        # copies: drivers use their buffers again
+        images = {camera: np.array(image) for camera, image in observation["images"].items() if image is not None}
+        seen = {**observation, "images": images, "state": np.array(observation["state"])}
+        chunk = self._executor.submit(lambda: self.policy.predict([session], [seen], [prefix])[0])
+        self._running = _Request(
+            chunk,
+            self.statistics.steps,
+            self._executed,
+            len(prefix),
+            self.statistics.held,
+            self._taken(observation),
+        )
+
+    def _adopt(self) -> None:
         """Goes over to the chunk that is finished, if one is."""
         request = self._running
         if request is None or not request.chunk.done():
@@ -213,17 +260,25 @@ class RealTimePolicy:
             self._failed(error)
             return
         self._failed_in_a_row = 0
-        delay = step - request.step
+        delay = self.statistics.steps - request.step
         self._delays.append(max(1, delay))
+        if self._is_outdated(request):
+            self.statistics.stale += 1
+            return
         self._plan = _Plan(request.chunk.result(), request.start)
         self.statistics.predictions += 1
         self.statistics.delays.append(delay)
         self.statistics.late += self._executed - request.start > request.prefix
 
+    def _is_outdated(self, request: _Request) -> bool:
+        """Whether the robot was held since, and what its chunk was predicted from is too old by now."""
+        waited = self.max_observation_age is not None and self.statistics.held > request.held
+        return waited and self._age(request.taken) > (self.max_observation_age or 0.0)
+
     def _failed(self, error: BaseException) -> None:
         self.statistics.failures += 1
         self._failed_in_a_row += 1
-        if self._failed_in_a_row == MOST_FAILURES:
+        if self._failed_in_a_row >= MOST_FAILURES:
             raise error
         logger.warning("a prediction failed, the old chunk goes on: %s", error)
 
@@ -231,10 +286,35 @@ class RealTimePolicy:
         assert self._plan is not None
         following = self._plan.ahead(self._executed, 1)
         if len(following) == 0:
-            self.statistics.held += 1
-            return self._session.guard.hold()
+            return self._hold()
+        self._held_in_a_row = 0
         self._executed += 1
         return self._session.guard.apply(following[0], observation["state"])
+
+    def _hold(self) -> NDArray[np.float32]:
+        self.statistics.held += 1
+        self._held_in_a_row += 1
+        if self._held_in_a_row == 1:
+            logger.warning("nothing is left to execute: the robot is held until a prediction is there")
+        seconds = self._held_in_a_row / self.policy.embodiment.control_rate
+        if seconds > self.max_hold:
+            why = "no prediction came" if self._running is not None else "no observation could be used"
+            raise TimeoutError(f"the robot has been held for {seconds:.3g} s: {why}")
+        return self.hold()
+
+
+def _require_fit(policy: PriorVLAPolicy) -> None:
+    """Raises ValueError when chunks of `policy` cannot go on from a prefix."""
+    body, config = policy.embodiment, policy.model.config
+    if policy.ensemble is not None:
+        raise ValueError(f"ensemble={policy.ensemble} predicts at every step and cannot be late: leave it out here")
+    if config.prefix_probability == 0:
+        raise ValueError("this policy was trained without clean prefixes (prefix_probability=0): train it with some")
+    if "relative" in body.action_kinds:
+        raise ValueError(
+            f"actions of {body.name!r} were recorded relative to the state at a chunk's start, which is not one state "
+            "where chunks overlap: record or convert them as absolute (they may still be learned relative)"
+        )
 
 
 def _snapshot(session: PolicySession) -> PolicySession:

@@ -83,6 +83,11 @@ def test_where_limits_cannot_be_kept_at_once_the_workspace_wins():
     assert out.max() <= 1 and out[-1] == pytest.approx([0.5, 1], abs=1e-2)
 
 
+def test_what_a_float32_cannot_hold_is_not_sent():
+    with pytest.raises(ValueError, match="beyond what a float32 holds"):
+        ActionGuard(None, arm()).apply([1e39, 0])
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_finite_is_not_sent_and_changes_nothing(value):
     guard = ActionGuard(ActionLimits(max_rate=2.0), arm())
@@ -98,11 +103,53 @@ def test_other_dims_are_refused():
 
 
 def test_to_hold_is_to_stay_at_the_last_target_and_to_make_no_displacement():
-    guard = ActionGuard(None, arm(("absolute", "delta", "delta"), gripper_dims=[2]))
+    guard = ActionGuard(None, arm(("absolute", "delta", "absolute"), gripper_dims=[2]))
     guard.apply([0.3, 0.2, -1.0])
     np.testing.assert_allclose(guard.hold(), [0.3, 0.0, -1.0])
     np.testing.assert_allclose(guard.hold(), [0.3, 0.0, -1.0])
     assert guard.clamped == 0
+
+
+@pytest.mark.parametrize("kinds", [("absolute", "absolute"), ("delta", "delta")])
+def test_to_hold_in_full_motion_is_to_come_to_rest_within_the_jerk_and_without_going_back(kinds):
+    guard = ActionGuard(ActionLimits(max_rate=2.0, max_jerk=50.0), arm(kinds))
+    travel = np.arange(60)[:, None] * np.array([0.05, 0.05])  # 1 a second
+    steps = travel if kinds[0] == "absolute" else np.full((60, 2), 0.05)
+    moving = sent(guard, steps)
+    held = np.stack([guard.hold() for _ in range(30)])
+    out = np.concatenate([moving, held]).astype(np.float64)
+    places = out[:, 0] if kinds[0] == "absolute" else out[:, 0].cumsum()
+    assert np.diff(places)[20:].min() > -1e-6
+    assert places[-1] == pytest.approx(places[-5], abs=1e-6)
+    assert np.abs(np.diff(places[40:], n=3)).max() * RATE**3 <= 50 * 1.02
+
+
+def test_jerk_stays_within_its_limit_whatever_is_asked_for():
+    random = np.random.default_rng(0)
+    targets = np.repeat(random.normal(size=(60, 2)), random.integers(1, 6, 60), axis=0)
+    targets = targets + 0.05 * random.normal(size=targets.shape)
+    out = sent(ActionGuard(ActionLimits(max_rate=3.0, max_jerk=30.0), arm()), targets, targets[0]).astype(np.float64)
+    assert np.abs(np.diff(out, n=3, axis=0)).max() * RATE**3 <= 30 * 1.05
+    assert np.abs(np.diff(out, axis=0)).max() * RATE <= 3 * 1.001
+
+
+def test_a_robot_that_starts_out_of_range_comes_back_at_the_rate():
+    guard = ActionGuard(ActionLimits(high=1.0, max_rate=2.0), arm())
+    out = sent(guard, [[0.5, 0.5]] * 30, state=[2.0, 0.5])
+    assert out[0, 0] == pytest.approx(1.9) and np.abs(np.diff(out[:, 0])).max() <= 0.1 + 1e-6
+    assert out[-1, 0] == pytest.approx(0.5)
+
+
+def test_joints_are_not_taken_for_the_place_of_a_hand():
+    body = Embodiment("arm", ["x", "y"], ["joint_0", "joint_1"], control_rate=RATE)
+    np.testing.assert_allclose(ActionGuard(ActionLimits(max_rate=1.0), body).apply([0.5, 0.1], [2.0, -2.0]), [0.5, 0.1])
+
+
+def test_a_copy_goes_on_by_itself():
+    guard = ActionGuard(ActionLimits(max_rate=2.0, max_jerk=100.0), arm())
+    guard.apply([0, 0])
+    first = sent(guard.copy(), [[1, 1]] * 5)
+    np.testing.assert_array_equal(sent(guard, [[1, 1]] * 5), first)
 
 
 def test_before_the_first_command_only_displacements_can_be_held():
@@ -132,6 +179,8 @@ def test_limits_of_the_data_leave_a_margin():
     ("limits", "message"),
     [
         ({"max_rate": 0}, "max_rate 0 must be positive"),
+        ({"low": float("nan")}, "low nan is no number"),
+        ({"max_rate": "1e-2"}, "max_rate '1e-2' is no number"),
         ({"max_jerk": [1.0, -2.0]}, "max_jerk -2.0 must be positive"),
         ({"low": [0.0]}, "low has 1 numbers, 'arm' has 2 action dims"),
         ({"low": 1, "high": [2, 0]}, "joint_1: low 1 is above high 0"),
