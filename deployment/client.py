@@ -9,10 +9,13 @@ The server may be `priorvla serve` or any other that speaks openpi's protocol.
 
 from __future__ import annotations
 
+import socket
 import ssl
+import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 import numpy as np
@@ -27,7 +30,7 @@ except ImportError:  # said when a client is made
     decode = None  # type: ignore[assignment]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between attempts to connect, doubling
-ATTEMPTS = 3  # to have one request answered, each on a connection of its own
+ATTEMPTS = 3  # to have one request answered, each on a connection of its own, all of them within its time
 MAX_REPLY = 64_000_000  # bytes
 LATER = (429, 502, 503)  # HTTP statuses of a server that may take us later
 LEAVING = (1000, 1001, 1012, 1013)  # close codes of a server that has nothing against the request
@@ -48,8 +51,9 @@ class PolicyClient:
         port: not looked at where host is a URL.
         api_key: sent as `Authorization: Api-Key KEY`.
         tls: True, or a context that trusts the server's certificate, for wss.
-        timeout: seconds to wait for a reply.
-        connect_timeout: seconds to go on trying to connect.
+        timeout: seconds that `infer` may take, with a lost connection that is made again: actions for what was seen
+            longer ago are none to execute.
+        connect_timeout: seconds that the first connection may take.
 
     Raises:
         PolicyServerError: the server does not let us in (a wrong API key, for example).
@@ -74,12 +78,12 @@ class PolicyClient:
         self._url = host if "://" in host else f"{'wss' if tls else 'ws'}://{name}:{port}"
         self._tls = tls if isinstance(tls, ssl.SSLContext) else None  # wss without a context trusts the system's
         self._headers = None if api_key is None else {"Authorization": f"Api-Key {api_key}"}
-        self._timeout, self._connect_timeout = timeout, connect_timeout
+        self._timeout = timeout
         self._reset: dict[str, Any] = {}  # what begins an episode; sent once, and again to every new session
         self._reset_is_due = False
         self._connection: ClientConnection | None = None
         self._metadata: dict[str, Any] = {}
-        self._connected()
+        self._connected(connect_timeout)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -92,21 +96,28 @@ class PolicyClient:
         Raises:
             PolicyServerError: the server refused the observation.
             TimeoutError: no reply in time. The next call connects anew.
-            ConnectionError: the connection was lost and could not be made again.
+            ConnectionError: the connection was lost and could not be made again in time. Look again, and ask with that.
         """
+        deadline = time.monotonic() + self._timeout
         for _ in range(ATTEMPTS):
-            connection = self._connected()
+            connection = self._connected(deadline - time.monotonic())
             try:
-                connection.send(encode({**observation, **(self._reset if self._reset_is_due else {})}))
-                reply = connection.recv(self._timeout)
-            except TimeoutError:
-                self.close()
-                raise TimeoutError(f"{self._url} did not reply within {self._timeout:g} s") from None
+                with _sending_until(deadline, connection.socket):
+                    connection.send(encode({**observation, **(self._reset if self._reset_is_due else {})}))
+                reply = connection.recv(max(0.0, deadline - time.monotonic()))
             except ConnectionClosed as closed:
                 self._connection = None
                 if closed.rcvd is not None and closed.rcvd.code not in LEAVING:
                     raise PolicyServerError(f"{self._url} closed the connection: {closed.rcvd}") from None
+                if time.monotonic() >= deadline:
+                    raise self._too_late() from None
                 continue
+            except TimeoutError:
+                self._abandon()
+                raise self._too_late() from None
+            except BaseException:  # Ctrl-C too: a reply that nobody has awaited would be the next request's
+                self._abandon()
+                raise
             if isinstance(reply, str):
                 self.close()
                 raise PolicyServerError(f"{self._url} refused the request: {reply}")
@@ -126,20 +137,29 @@ class PolicyClient:
             self._connection.close()
             self._connection = None
 
+    def _abandon(self) -> None:
+        """Ends the connection without a goodbye, for which a server that does not read would let us wait."""
+        if self._connection is not None:
+            _hang_up(self._connection.socket)
+            self.close()
+
+    def _too_late(self) -> TimeoutError:
+        return TimeoutError(f"{self._url} did not reply within {self._timeout:g} s")
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _connected(self) -> ClientConnection:
-        """The connection, made if there is none."""
+    def _connected(self, seconds: float) -> ClientConnection:
+        """The connection, made within `seconds` if there is none."""
         if self._connection is not None:
             return self._connection
-        deadline, pause = time.monotonic() + self._connect_timeout, FIRST_PAUSE
+        deadline, pause = time.monotonic() + seconds, FIRST_PAUSE
         while True:
             try:
-                self._connection = self._connect_once(max(0.1, deadline - time.monotonic()))
+                self._connection = self._connect_once(deadline)
                 return self._connection
             except InvalidURI as error:
                 raise ValueError(f"host {self._url} is no websocket's URL: give ws://name:port, or a name") from error
@@ -150,32 +170,49 @@ class PolicyClient:
                     told = (error.response.body or b"").decode(errors="replace").strip()
                     raise PolicyServerError(f"{self._url} answered {error.response.status_code}: {told}") from None
                 if time.monotonic() + pause > deadline:
-                    told = f"{self._url} could not be reached within {self._connect_timeout:g} s"
+                    told = f"{self._url} could not be reached within {seconds:.3g} s"
                     raise ConnectionError(f"{told}: {error}") from error
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _connect_once(self, timeout: float) -> ClientConnection:
+    def _connect_once(self, deadline: float) -> ClientConnection:
         connection = connect(
             self._url,
             ssl=self._tls,
             additional_headers=self._headers,
             compression=None,
             max_size=MAX_REPLY,
-            open_timeout=timeout,
+            open_timeout=max(0.1, deadline - time.monotonic()),
             close_timeout=1.0,
             proxy=None,  # a robot's network is its own
         ).__enter__()  # newer versions want it entered; to leave it is to close it
         try:
-            metadata = connection.recv(timeout)
-        except (TimeoutError, ConnectionClosed):
+            metadata = connection.recv(max(0.1, deadline - time.monotonic()))
+            if isinstance(metadata, str):
+                raise PolicyServerError(f"{self._url} refused the connection: {metadata}")
+            self._metadata = decode(metadata)
+        except BaseException:
             connection.close()
             raise
-        if isinstance(metadata, str):
-            raise PolicyServerError(f"{self._url} refused the connection: {metadata}")
-        self._metadata = decode(metadata)
         self._reset_is_due = bool(self._reset) and "protocol_version" in self._metadata
         return connection
+
+
+@contextmanager
+def _sending_until(deadline: float, connected: socket.socket) -> Iterator[None]:
+    """Hangs up at the deadline, which ends a `send` to a server that has stopped reading."""
+    overdue = threading.Timer(deadline - time.monotonic(), _hang_up, [connected])
+    overdue.daemon = True
+    overdue.start()
+    try:
+        yield
+    finally:
+        overdue.cancel()
+
+
+def _hang_up(connected: socket.socket) -> None:
+    with suppress(OSError):  # is closed already
+        socket.socket.shutdown(connected, socket.SHUT_RDWR)  # not TLS' own, which goes on without encryption
 
 
 class ChunkBroker:
@@ -199,14 +236,18 @@ class ChunkBroker:
         self._executed: list[tuple[Any, NDArray[Any]]] = []
 
     def select_action(self, observation: Mapping[str, Any]) -> NDArray[Any]:
-        """The next action (D,); sends the observation when the chunk is used up. Errors as `PolicyClient.infer`."""
+        """The next action (D,); sends the observation when the chunk is used up.
+
+        Errors as `PolicyClient.infer`; PolicyServerError also where the reply is no chunk of finite actions.
+        """
         if not self._queue:
-            reply = self._client.infer({**observation, **self._past()})
+            chunk = _checked(self._client.infer({**observation, **self._past()}))
             self._executed.clear()
-            self._queue.extend(reply["actions"][: self._execute_steps])
+            self._queue.extend(chunk[: self._execute_steps])
         action = self._queue.popleft()
         if self._client.metadata.get("history_size"):
-            self._executed.append((observation.get("observation/state", observation.get("state")), action))
+            state = observation.get("observation/state", observation.get("state"))
+            self._executed.append((np.array(state), action))  # a copy: robots fill one array again and again
         return action
 
     def reset(self, seed: int | None = None) -> None:
@@ -220,6 +261,15 @@ class ChunkBroker:
             return {}
         states, actions = (np.stack(values) for values in zip(*self._executed, strict=True))
         return {"executed/states": states, "executed/actions": actions}
+
+
+def _checked(reply: Mapping[str, Any]) -> NDArray[Any]:
+    """The actions of a reply, if they can be executed."""
+    chunk = np.asarray(reply.get("actions"))
+    if chunk.ndim != 2 or not len(chunk) or chunk.dtype.kind not in "iuf" or not np.isfinite(chunk).all():
+        told = f"{chunk.dtype} of shape {chunk.shape}"
+        raise PolicyServerError(f"the server sent no chunk (H, D) of finite actions but {told}: execute nothing of it")
+    return chunk
 
 
 __all__ = ["ChunkBroker", "PolicyClient", "PolicyServerError"]

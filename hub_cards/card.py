@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from .card_ranges import value_ranges
 from .card_text import flattened, render
 from .checkpoints import CardKind, is_hub_id, split_revision
 from .embodiment_facts import describe_embodiment, example_state
+from .licenses import require_license
 from .listening import listening
 from .policy_facts import GATES, gate_table, host_sentence, layer_groups
 from .prior_metrics import metrics_by_body
@@ -38,7 +38,6 @@ KIND_TITLES = {
 }
 KIND_TAGS = {"adapter": ("adapter", "lora", "vla")}  # of others, their own name
 Card = TypeVar("Card", bound=RepoCard)
-_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
 def create_card(
@@ -81,7 +80,7 @@ def create_card(
         plots: file names of pictures that lie beside the card and are shown, see `card_pictures.PLOTS`.
 
     Raises:
-        ValueError: on an unknown kind, no embodiment, a missing or malformed licence, impossible counts, or metadata
+        ValueError: on an unknown kind, no embodiment, a missing or unlisted licence, impossible counts, or metadata
             that huggingface_hub does not read back.
     """
     if kind not in KIND_TEMPLATES:
@@ -106,7 +105,7 @@ def create_card(
     hub_datasets, local_datasets = _split_sources(datasets)
     hub_bases, local_bases = _split_sources([base_model] if base_model else [])
     backbone = dict(getattr(config, "backbone", None) or {})
-    if kind != "action-prior" and backbone.get("source") == "hub":
+    if kind not in ("action-prior", "adapter") and backbone.get("source") == "hub":
         hub_bases.append(backbone["name"])
     data = ModelCardData(
         license=license,
@@ -203,12 +202,6 @@ def require_readable(card: RepoCard) -> None:
         )
     for finding in private_findings(str(card)):
         raise ValueError(f"the card holds something private, {finding}: remove it from the values that it is made of")
-
-
-def require_license(license: Any) -> None:  # noqa: A002
-    """Raises ValueError when it is no identifier of a licence."""
-    if not isinstance(license, str) or not _LICENSE.fullmatch(license):
-        raise ValueError(f"license={license!r}: name the licence by the Hub's identifier, such as 'apache-2.0'")
 
 
 def _named(embodiments: Sequence[Embodiment]) -> str:

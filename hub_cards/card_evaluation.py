@@ -16,13 +16,22 @@ from .privacy import scrub
 
 PROTOCOL = ("embodiment", "seed", "max_episode_steps", "execute_steps")  # what a card says of a report's settings
 
+OWN_BODY = "'s own"  # what a report ends its `embodiment` with when none was asked for
 
-def read_evaluation(report: str | Path) -> dict[str, Any]:
+
+def read_evaluation(
+    report: str | Path, checkpoints: Sequence[str | Path] = (), embodiments: Sequence[str] = ()
+) -> dict[str, Any]:
     """The `evaluation` of `create_card` from the `report.json` of `priorvla evaluate`, or the folder that it is in.
+
+    Args:
+        checkpoints: what the evaluated one may be called: Hub ids and folders, whose last component counts. None: any.
+        embodiments: the bodies that it may have driven. None: any.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is of something else, or of a policy that was shown black pictures.
+        ValueError: it is of something else, of another checkpoint or body, or of a policy that was shown black
+            pictures.
     """
     file = Path(report)
     file = file / "report.json" if file.is_dir() else file
@@ -33,6 +42,12 @@ def read_evaluation(report: str | Path) -> dict[str, Any]:
         raise ValueError(f"{file} is no evaluation: name the output folder of priorvla evaluate")
     if content.get("blank_images"):
         raise ValueError(f"{file} is of the policy with black pictures (--blank-images), not of what it can do")
+    told, names = Path(content.get("checkpoint") or "").name, {Path(place).name for place in checkpoints}
+    if told and names and told not in names:
+        raise ValueError(f"{file} is an evaluation of {told}, not of {Path(checkpoints[0]).name}: name that one's")
+    body = content.get("embodiment")
+    if body and embodiments and body not in embodiments and not body.endswith(OWN_BODY):
+        raise ValueError(f"{file} is an evaluation of {body}, a body that is not among {', '.join(embodiments)}")
     return {
         "environment": content.get("environment"),
         "tasks": {task: {key: row[key] for key in ("successes", "trials")} for task, row in content["tasks"].items()},

@@ -17,6 +17,7 @@ LOSS, SUCCESS, VELOCITY, SPECTRA, SAMPLES, MOTION = (
 )
 # In Markdown or as HTML; an address is no file.
 _PICTURE = re.compile(r"""!\[[^\]]*\]\((?!\w+:|[/#])([^)\s]+)[^)]*\)|<img\b[^>]*\bsrc=["'](?!\w+:|[/#])([^"']+)""")
+_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # how PNG and JPEG files begin
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,14 @@ def gather_pictures(text: str, source: Path | None, folder: Path) -> str:
     """Copies the pictures that a card shows from `source` into `folder`, and returns the card's text.
 
     What is in `folder` already stays. A picture of ours that is in neither goes out of the text with its caption; of
-    somebody's own it raises ValueError, as does one outside of `source`.
+    somebody's own it raises ValueError, as does one outside of `source`, also through a link, and a file that is
+    neither PNG nor JPEG.
     """
     for name in shown_pictures(text):
         if (folder / name).is_file():
             continue
-        if source is not None and ".." not in Path(name).parts and (source / name).is_file():
+        if source is not None and ".." not in Path(name).parts and _lies_in(source, name):
+            _require_picture(source / name, name)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / name)
         elif name in PLOTS:
@@ -86,6 +89,19 @@ def gather_pictures(text: str, source: Path | None, folder: Path) -> str:
                 "take it out of README.md"
             )
     return text
+
+
+def _lies_in(source: Path, name: str) -> bool:
+    """Whether the file itself lies there; the Hub's cache has links into a folder of its own beside it."""
+    file, home = (source / name).resolve(), source.resolve()
+    homes = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
+    return file.is_file() and any(file.is_relative_to(place) for place in homes)
+
+
+def _require_picture(file: Path, name: str) -> None:
+    with open(file, "rb") as content:
+        if not content.read(8).startswith(_MAGIC):
+            raise ValueError(f"the card shows {name!r}, which is no picture: only PNG and JPEG files go with a card")
 
 
 def _without(text: str, name: str) -> str:

@@ -4,7 +4,7 @@ A card is Markdown, and the best ones are finished by hand. So a card is never r
 facts (which would lose those words), and it is not searched for our sentences (which people reword). In prose, the
 templates put a pair of HTML comments, which nobody sees, around the little that is known late:
 
-    Started from the prior <!-- base -->`prior`<!-- /base -->.
+    Started from <!-- base -->`prior`<!-- /base -->.
 
 Whatever stands around them may be reworded, moved or translated; without the pair, the card stays as it is. A base that
 has its Hub id needs no mark any more, its link is one. In code a comment would be text, and the code itself is the

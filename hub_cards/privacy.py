@@ -18,9 +18,11 @@ REMOVED = "[removed]"
 _PATH = re.compile(
     r"""(?x)
     file://[^\s"'`)\]>|]+
-    | (?<![\w./~<]) ~? (?:/[\w.@+=,-]+){2,} /?
+    | (?<![\w./~]) ~? (?:/[\w.@+=,-]+){2,} /?
+    | (?<![\w./~:]) / (?:/[\w.@+=,-]+){2,} /?
     | (?<![\w./~]) ~ /[\w.@+=,-]+ /?
     | (?<!\w) [A-Za-z]:\\ [^\s"'`)\]>|]+
+    | (?<!\\) \\\\ [\w.-]{2,} \\ [\w.$-] [^\s"'`)\]>|]*
     """
 )
 _SECRET = re.compile(
@@ -28,19 +30,25 @@ _SECRET = re.compile(
     \b hf_[A-Za-z0-9]{20,}
     | \b sk-[A-Za-z0-9_-]{20,}
     | \b gh[pousr]_[A-Za-z0-9]{20,} | \b github_pat_[A-Za-z0-9_]{20,}
+    | \b glpat-[A-Za-z0-9_-]{20,}
     | \b AKIA[0-9A-Z]{16}\b
+    | \b AIza[A-Za-z0-9_-]{30,}
+    | \b eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]+
     | \b xox[abprs]-[A-Za-z0-9-]{10,}
     | -----BEGIN[ A-Z]*PRIVATE\ KEY-----
     | (?i: \b bearer\s+[A-Za-z0-9._~+/-]{16,}=* )
     | (?<=://) [^/\s:@]+ : [^/\s@]+ (?=@)
+    | (?i: (?<![a-z]) (?:\w*_)? (?:password|passwd|secret|(?:api|secret|private|access)[_-]?key|
+      (?:access|auth|hub|hf|wandb|api)[_-]?token) ["']? \s* [:=] \s* )
+      (?: "[^"\s]{6,}" | '[^'\s]{6,}' | (?=[A-Za-z_-]*\d) [A-Za-z0-9_+/-]{16,} )
     """
 )
 _SECRET_NAME = re.compile(
     r"(?i)(^|[_\-. ])(password|passwd|secret|credentials?|api[_-]?key|secret[_-]?key|private[_-]?key"
     r"|(access|auth|hub|hf|push_to_hub|wandb|api)[_-]?token)$|^token$"
 )
-# Files of a checkpoint that people fill in; vocabularies and weights are data, where "/a/b" means nothing.
-_SEARCHED = ("*.md", "*config*.json", "embodiments.json", "metrics.json", "report.json", "*.yaml", "*.yml", "*.py")
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")  # data, where "/a/b" means nothing
+_PIECE = 1 << 20  # characters that are read at a time
 
 
 def scrub(value: Any, name: str = "") -> Any:
@@ -71,20 +79,39 @@ def private_findings(text: str) -> list[str]:
 
 
 def require_public(folder: str | Path) -> None:
-    """Raises ValueError naming file and finding when a text file in `folder` holds something private."""
+    """Raises ValueError naming file and finding when a file of text in `folder` holds something private.
+
+    Text is whatever reads as UTF-8. Vocabularies are not searched.
+    """
     folder = Path(folder)
-    files = sorted({path for pattern in _SEARCHED for path in folder.rglob(pattern) if path.is_file()})
-    for path in files:
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in _VOCABULARIES):
         for finding in _file_findings(path):
             raise ValueError(f"{path.relative_to(folder)} holds something private, {finding}: remove it before sharing")
 
 
 def _file_findings(path: Path) -> Iterator[str]:
-    text = path.read_text(encoding="utf-8", errors="replace")
-    if path.suffix == ".json":
-        yield from _json_findings(json.loads(text), "")
-    else:
-        yield from private_findings(text)
+    text = _text(path)
+    if text is None:
+        return
+    try:
+        content = json.loads(text) if path.suffix == ".json" else text
+    except ValueError:
+        content = text
+    yield from private_findings(text) if content is text else _json_findings(content, "")
+
+
+def _text(path: Path) -> str | None:
+    """What is in a file of text; None of another, of which no more is read than it takes to know."""
+    pieces = []
+    try:
+        with open(path, encoding="utf-8") as file:
+            while piece := file.read(_PIECE):
+                if "\0" in piece:
+                    return None
+                pieces.append(piece)
+    except UnicodeDecodeError:
+        return None
+    return "".join(pieces)
 
 
 def _json_findings(value: Any, key: str) -> Iterator[str]:
@@ -92,6 +119,7 @@ def _json_findings(value: Any, key: str) -> Iterator[str]:
         for name, entry in value.items():
             if isinstance(entry, str) and entry not in ("", REMOVED) and _SECRET_NAME.search(name):
                 yield f"the value of key {name!r}"
+            yield from (f"{finding} as a key" for finding in private_findings(name))
             yield from _json_findings(entry, name)
     elif isinstance(value, list):
         for entry in value:

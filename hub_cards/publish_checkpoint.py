@@ -19,7 +19,7 @@ from .card_evaluation import read_evaluation
 from .checkpoints import kind_of
 from .info import checkpoint_folder
 from .published_card import published_card
-from .publishing import CONFIG_FILE, METRICS_FILE, REPORT_FILE, copy_model, publish, publish_files
+from .publishing import CONFIG_FILE, METRICS_FILE, REPORT_FILE, copy_model, hub_destination, publish, publish_files
 
 
 def publish_checkpoint(
@@ -39,20 +39,24 @@ def publish_checkpoint(
         options: of `publish`, but for `metrics`, `report` and `pictures`; None is as if it were not given.
 
     Raises:
-        FileNotFoundError: when `checkpoint` is no checkpoint.
+        FileNotFoundError: when `checkpoint` is no checkpoint, or lacks weights.
+        ValueError: when it is its own destination.
         What `publish` and `read_evaluation` raise.
     """
     folder = checkpoint_folder(checkpoint)
+    if hub_destination(destination) is None and Path(destination).expanduser().resolve() == folder.resolve():
+        raise ValueError(f"{folder} is what would be published, and its own destination: choose another folder")
     values = {name: value for name, value in options.items() if value is not None}
     if (folder / CARD_FILE).is_file():
         values |= {"card": load_card(folder), "pictures": folder}
-    if evaluation is not None:
-        values["evaluation"] = read_evaluation(evaluation)
     if (folder / METRICS_FILE).is_file():
         values["metrics"] = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
     if (folder / REPORT_FILE).is_file():
         values["report"] = folder / REPORT_FILE
     processor = PriorVLAProcessor.from_pretrained(folder)
+    if evaluation is not None:
+        bodies = [body.name for body in processor.embodiments]
+        values["evaluation"] = read_evaluation(evaluation, (folder.resolve(), checkpoint, destination), bodies)
     if "card" in values:
         return _publish_as_it_is(folder, processor, destination, license, **values)
     if (folder / ADAPTER_CONFIG_FILE).is_file():
@@ -70,6 +74,7 @@ def _publish_as_it_is(
     evaluation: Mapping[str, Any] | None = None,
     name: str | None = None,
     base_model: str | None = None,
+    token: str | None = None,
     **options: Any,
 ) -> Path | CommitInfo:
     """Its files as they are: no model is loaded, nor the base or the backbone of one, which may not be here."""
@@ -79,13 +84,22 @@ def _publish_as_it_is(
     added = {"metrics": metrics, "evaluation": evaluation, "name": name, "base_model": base_model}
     adapter = (folder / ADAPTER_CONFIG_FILE).is_file()
     return publish_files(
-        lambda staging: copy_model(folder, staging, config, base_model),
+        lambda staging: copy_model(
+            folder,
+            staging,
+            config,
+            adapted=adapter,
+            base=base_model,
+            repo=hub_destination(destination),
+            token=token,
+        ),
         processor,
         destination,
         card=lambda repo: published_card(config, card, license, processor.embodiments, 0, repo, added, adapter),
         embodiments=processor.embodiments,
         metrics=metrics,
         evaluation=evaluation,
+        token=token,
         **options,
     )
 

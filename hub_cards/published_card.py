@@ -45,7 +45,7 @@ def published_card(
     if card is None:
         card = _new_card(config, license, embodiments, parameters, values)
     else:
-        card = _amended(card, license, values)
+        card = _amended(card, license, values, adapter)
     if getattr(config, "model_type", None) in MODEL_TYPES:
         metrics = values.get("metrics") or (card.data.get(LIBRARY) or {}).get("metrics") or {}
         names = [entry.name for entry in embodiments]
@@ -87,7 +87,12 @@ def _new_card(
     )
 
 
-def _amended(card: ModelCard, license: str | None, values: Mapping[str, Any]) -> ModelCard:  # noqa: A002
+def _amended(
+    card: ModelCard,
+    license: str | None,  # noqa: A002
+    values: Mapping[str, Any],
+    adapter: bool,
+) -> ModelCard:
     if new := [name for name in values if name not in ADDED]:
         raise ValueError(f"{new[0]!r} goes into a new card, but card= is given: pass one of them")
     card = ModelCard(str(card))
@@ -100,20 +105,20 @@ def _amended(card: ModelCard, license: str | None, values: Mapping[str, Any]) ->
         if card.data.get("model_name"):
             card.data["model_name"] = title
     if base := values.get("base_model"):
-        _add_base(card, str(base))
+        _add_base(card, str(base), adapter)
     if evaluation := values.get("evaluation"):
         _add_evaluation(card, evaluation)
     return card
 
 
-def _add_base(card: ModelCard, base: str) -> None:
+def _add_base(card: ModelCard, base: str, adapter: bool) -> None:
     if not is_hub_id(base):
         raise ValueError(f"base_model={base!r} is no Hub id (owner/name): publish it first, and name it here")
     named = card.data.get("base_model") or []
     named = [named] if isinstance(named, str) else list(named)
     known = next((entry for entry in named if linked(entry) in card.text), None)
     others = [entry for entry in named if entry not in (base, known)]  # its backbone
-    card.data["base_model"] = [base, *others] if others else base
+    card.data["base_model"] = [base, *others] if others and not adapter else base  # the Hub has one relation for all
     card.text = with_base(card.text, base, known)
 
 

@@ -10,13 +10,13 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, cast, overload
 
 from huggingface_hub import CommitInfo, ModelCard
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..configuration.embodiment import EMBODIMENTS_FILE, Embodiment, save_embodiments
 from ..modeling_priorvla.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, adapter_tensors, adapters_in, save_adapter
@@ -27,8 +27,11 @@ from .card import CARD_FILE, load_card
 from .card_pictures import gather_pictures
 from .card_plots import save_success_plot
 from .checkpoints import is_hub_id, kind_of
+from .licenses import require_license
 from .privacy import require_public, scrub
+from .published_base import with_published_base, write_base
 from .published_card import published_card
+from .published_files import move_into_place, require_free
 from .uploading import upload_checkpoint
 
 CONFIG_FILE = "config.json"
@@ -89,7 +92,7 @@ def publish(
         card: the card. Default: one made by `create_card` from the model's config and `card_values`.
         license: the Hub's identifier of the weights' licence; needed unless `card` names one, and replaces the card's.
         embodiments: in the order of the model's embodiment id. Default: the processor's.
-        overwrite: replace a checkpoint that is already there.
+        overwrite: replace a checkpoint that is already there, and no file that publishing does not write.
         private: who can see a repository on the Hub: you and your organisation, or everybody.
         code: also the modules of ours that the model needs, for `trust_remote_code=True` without this package.
         report: a `report.json` to go with it; paths and secrets in it are scrubbed.
@@ -103,18 +106,22 @@ def publish(
         The folder; of a repository on the Hub the commit, as a string its address, `.oid` its id.
 
     Raises:
-        ValueError: when the licence is missing, no embodiment is known, a file would hold an absolute path or a
-            secret, or an adapter's base is not on the Hub.
-        FileExistsError: when there is something at the destination and `overwrite` is False, or it is no checkpoint.
+        ValueError: when the licence is missing or none of the Hub's, no embodiment is known, a file would hold an
+            absolute path or a secret, or an adapter's base is not on the Hub.
+        FileExistsError: when there is something at the destination and `overwrite` is False, or it is no checkpoint,
+            or a run's folder.
         PermissionError, ConnectionError: of the Hub; see `upload_checkpoint`.
     """
     embodiments = _embodiments_of(processor) if embodiments is None else list(embodiments)
     values = dict(card_values)
+    base, adapter = card_values.get("base_model"), None
+    if isinstance(model, PriorVLAModel) and (adapter := adapter_config(model)) is not None:
+        adapter = with_published_base(adapter, base, hub_destination(destination), token)
     if card is None and isinstance(model, PriorVLAModel):
         values.setdefault("gates", model.gate_values())
-        values.setdefault("adapter", adapter_config(model))
+        values.setdefault("adapter", adapter)
     return publish_files(
-        lambda folder: _save_model(model, folder, card_values.get("base_model")),
+        lambda folder: _save_model(model, folder, adapter),
         processor,
         destination,
         card=lambda repo: published_card(
@@ -156,12 +163,12 @@ def publish_files(
         card: makes the card of a Hub id, or of a folder (None).
         upload: of `upload_checkpoint`.
     """
-    # A string `owner/name` is a Hub id, whatever lies on this disk: its meaning must not depend on that.
-    repo = destination if isinstance(destination, str) and is_hub_id(destination) else None
+    repo = hub_destination(destination)
     folder = Path(destination).expanduser().absolute()
     if repo is None:
-        _require_free(folder, overwrite)
+        require_free(folder, overwrite)
     finished = card(repo)
+    require_license(finished.data.get("license"), decided=True)
     with _staging(None if repo else folder) as staging:
         save(staging)
         processor.save_pretrained(staging)
@@ -179,11 +186,19 @@ def publish_files(
             from .bundled_code import bundle_code
 
             bundle_code(staging)
+        else:
+            _forget_code(staging)
         require_public(staging)
         if repo is not None:
             return upload_checkpoint(staging, repo, overwrite=overwrite, **upload)
-        _move_into_place(staging, folder)
+        move_into_place(staging, folder)
     return folder
+
+
+def hub_destination(destination: str | Path) -> str | None:
+    """The Hub id that something is published to, or None of a folder."""
+    # A string `owner/name` is a Hub id, whatever lies on this disk: its meaning must not depend on that.
+    return destination if isinstance(destination, str) and is_hub_id(destination) else None
 
 
 @contextmanager
@@ -205,13 +220,18 @@ def _write_json(file: Path, facts: Any) -> None:
     file.write_text(json.dumps(scrub(facts), indent=2, default=float) + "\n", encoding="utf-8")
 
 
-def _require_free(folder: Path, overwrite: bool) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not overwrite:
-        raise FileExistsError(f"{folder} exists: choose another folder, or pass overwrite=True to replace it")
-    if not (folder / CONFIG_FILE).is_file():
-        raise FileExistsError(f"{folder} exists and holds no config.json, so it is no checkpoint: it is not replaced")
+def _forget_code(folder: Path) -> None:
+    """Takes classes out of configs whose modules do not go along; of another repository's they stay."""
+    for file in folder.glob("*config.json"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        places = [place for entry in (config.pop("auto_map", None) or {}).values() for place in _places(entry)]
+        if places and not all("--" in place for place in places):
+            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _places(entry: Any) -> list[str]:
+    """Of a class in `auto_map`; a tokenizer has two, and None where it lacks one."""
+    return [entry] if isinstance(entry, str) else [place for place in entry or [] if place]
 
 
 def _embodiments_of(processor: Any) -> list[Embodiment]:
@@ -222,43 +242,18 @@ def _embodiments_of(processor: Any) -> list[Embodiment]:
     return list(held.values() if isinstance(held, Mapping) else held)
 
 
-def name_base(folder: Path, base: str | None) -> None:
-    """Makes the adapter in `folder` find its base at the Hub id `base`, or (None) checks that it names one.
-
-    Raises ValueError as `published_base`.
-    """
-    file = folder / ADAPTER_CONFIG_FILE
-    config = json.loads(file.read_text(encoding="utf-8"))
-    known = config.get("base_model_name_or_path")
-    config["base_model_name_or_path"] = named = published_base(known, base)
-    if named != known:
-        config["revision"] = None  # it was the other's
-    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def published_base(known: str | None, base: str | None) -> str:
-    """The Hub id of an adapter's base: `base`, or (None) what the adapter knows it by.
-
-    Raises ValueError when that is a folder: nobody else has it.
-    """
-    named = str(base or known)
-    if not is_hub_id(named) or (base is None and Path(named).exists()):
-        raise ValueError(
-            f"the adapter's base is {Path(named).name!r}, which nobody else has: publish the base, and name its "
-            "Hub id (base_model=, --base-model)"
-        )
-    return named
-
-
 def _is_adapted(model: PreTrainedModel) -> bool:
     return isinstance(model, BackbonePreTrainedModel) and adapters_in(model) is not None
 
 
-def _save_model(model: PreTrainedModel, folder: Path, base: str | None) -> None:
-    """Weights and config, without the parts that only training needs; of a model with an adapter, that alone."""
-    if isinstance(model, BackbonePreTrainedModel) and _is_adapted(model):
-        save_adapter(model, folder)
-        name_base(folder, base)
+def _save_model(model: PreTrainedModel, folder: Path, adapter: Mapping[str, Any] | None) -> None:
+    """Weights and config, without the parts that only training needs; of a model with an adapter, that alone.
+
+    `adapter`: its config, which says where its base is on the Hub.
+    """
+    if adapter is not None:
+        save_adapter(cast(BackbonePreTrainedModel, model), folder)
+        write_base(folder, adapter)
         return
     weights = model.state_dict()
     kept = {name: tensor for name, tensor in weights.items() if _is_published(model.config, name)}
@@ -269,19 +264,39 @@ def _save_model(model: PreTrainedModel, folder: Path, base: str | None) -> None:
     _without_encoder(model.config).save_pretrained(folder)
 
 
-def copy_model(saved: Path, folder: Path, config: PreTrainedConfig, base: str | None = None) -> None:
+def copy_model(
+    saved: Path,
+    folder: Path,
+    config: PreTrainedConfig,
+    *,
+    adapted: bool,
+    base: str | None = None,
+    repo: str | None = None,
+    token: str | None = None,
+) -> None:
     """Puts into `folder` what `publish` would save of the model whose files are in `saved`, without loading it.
 
-    Raises ValueError when it is an adapter whose base, or else `base`, is not on the Hub.
+    Args:
+        adapted: whether that is an adapter. base, repo, token: of one, see `with_published_base`.
+
+    Raises:
+        ValueError: `saved` holds the other, too: loading it would not give what is copied; and as
+            `with_published_base`.
+        FileNotFoundError: `saved` does not hold all of the weights.
     """
-    if (saved / ADAPTER_FILE).is_file():
+    files = [ADAPTER_FILE] if adapted else _weight_files(saved)
+    _require_one_kind(saved, adapted)
+    if missing := [name for name in files if not (saved / name).is_file()]:
+        raise FileNotFoundError(f"{saved / missing[0]} is missing: without its weights this is no checkpoint")
+    if adapted:
         for name in (CONFIG_FILE, ADAPTER_CONFIG_FILE, ADAPTER_FILE):
             shutil.copyfile(saved / name, folder / name)
-        name_base(folder, base)
+        known = json.loads((saved / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
+        write_base(folder, with_published_base(known, base, repo, token))
         return
-    whole = [_copy_weights(file, folder, config) for file in sorted(saved.glob("model*.safetensors"))]
+    whole = [_copy_weights(saved / name, folder, config) for name in files]
     index = saved / SAFE_WEIGHTS_INDEX_NAME
-    if index.is_file():
+    if files != [SAFE_WEIGHTS_NAME]:
         told = json.loads(index.read_text(encoding="utf-8"))
         places = {name: file for name, file in told["weight_map"].items() if _is_published(config, name)}
         (folder / index.name).write_text(json.dumps({**told, "weight_map": places}, indent=2) + "\n", encoding="utf-8")
@@ -289,6 +304,24 @@ def copy_model(saved: Path, folder: Path, config: PreTrainedConfig, base: str | 
         shutil.copyfile(saved / CONFIG_FILE, folder / CONFIG_FILE)
     else:
         _without_encoder(config).save_pretrained(folder)
+
+
+def _weight_files(saved: Path) -> list[str]:
+    """The files that a whole model is loaded from; as transformers, one file before several."""
+    index = saved / SAFE_WEIGHTS_INDEX_NAME
+    if (saved / SAFE_WEIGHTS_NAME).is_file() or not index.is_file():
+        return [SAFE_WEIGHTS_NAME]
+    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+
+
+def _require_one_kind(saved: Path, adapted: bool) -> None:
+    whole = [name for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME) if (saved / name).is_file()]
+    beside = [name for name in (ADAPTER_FILE, ADAPTER_CONFIG_FILE) if (saved / name).is_file()]
+    if other := whole if adapted else beside:
+        raise ValueError(
+            f"{saved} holds {other[0]}, but {'an adapter' if adapted else 'a whole model'} is to be published: one of "
+            "them is left over from before, so move it away"
+        )
 
 
 def _copy_weights(file: Path, folder: Path, config: PreTrainedConfig) -> bool:
@@ -329,19 +362,4 @@ def _is_published(config: PreTrainedConfig, name: str) -> bool:
     return not (trained_only and name.startswith("encoder."))
 
 
-def _move_into_place(staging: Path, folder: Path) -> None:
-    """`staging` becomes `folder`; what was there is put aside first, and put back when the move fails."""
-    if not folder.exists():
-        staging.rename(folder)
-        return
-    aside = staging.with_suffix(".replaced")
-    folder.rename(aside)
-    try:
-        staging.rename(folder)
-    except BaseException:
-        aside.rename(folder)
-        raise
-    shutil.rmtree(aside)
-
-
-__all__ = ["copy_model", "load_card", "name_base", "publish", "publish_files", "published_base"]
+__all__ = ["copy_model", "hub_destination", "load_card", "publish", "publish_files"]

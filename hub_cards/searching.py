@@ -66,8 +66,14 @@ def list_priors(
         raise ValueError(f"kind {kind!r} is unknown, use one of {', '.join(KIND_TEMPLATES)}")
     tags = [LIBRARY, *(tag for tag in (kind, embodiment) if tag is not None)]
     models = HfApi(token=token).list_models(filter=tags, author=author, search=search, cardData=True)
-    found = [prior for model in models if (prior := _read(model)) and prior.kind in ((kind,) if kind else PRIORS)]
+    kinds = (kind,) if kind else PRIORS
+    found = [prior for model in models if (prior := _read(model)) and prior.kind in kinds and _knows(prior, embodiment)]
     return sorted(found, key=lambda prior: (-prior.downloads, prior.name))
+
+
+def _knows(prior: PublishedPrior, embodiment: str | None) -> bool:
+    """A body's tag may mean something else, too: where the card tells the bodies, they count."""
+    return embodiment is None or not prior.embodiments or embodiment in prior.embodiments
 
 
 def _read(model: ModelInfo) -> PublishedPrior | None:

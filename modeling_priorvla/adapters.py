@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers.utils import CONFIG_NAME, find_adapter_config_file
-from transformers.utils.hub import cached_file, extract_commit_hash
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
+from transformers.utils.hub import cached_file
 
-from ..configuration.configuration_expert import ExpertConfig
 from ..configuration.configuration_priorvla import PriorVLAConfig
+from .adapter_bases import base_sha256, overrides, require_same_base
+from .adapter_bodies import bodies_in, config_alone, ids_alone, ids_here, own_bodies, renumbered
+from .adapter_places import HUB_ARGUMENTS, lasting_place
+from .adapter_tensors import HELD, adapter_tensors, adapters_in, copy_tensors, double_of, load_peft, require_adapters
 from .adding_embodiments import embodiment_index
-from .attached_backbone import HUB_ARGUMENTS, TRAINED, BackbonePreTrainedModel, BackboneSource
-from .backbone_training import without_dropout
+from .attached_backbone import TRAINED, BackbonePreTrainedModel, BackboneSource
+from .backbone_training import train_backbone, without_dropout
 from .layers import SoftTokens
 
 if TYPE_CHECKING:
@@ -34,8 +36,10 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG_FILE, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 DEFAULT = "default"  # peft's name of the only adapter
-_HELD = "_adapters"
-_BODY = re.compile(r"(?<=\.)(projections|tokens)\.(\d+)(?=\.|$)")  # in the name of a tensor that is a body's own
+STARTS = (True, False, "gaussian", "orthogonal")  # of peft's init_lora_weights, those that leave the base's weights be
+ELSEWHERE = {"base_model_name_or_path", "revision", "inference_mode", "peft_version", "modules_to_save"}
+
+logger = logging.get_logger(__name__)
 
 
 def add_adapter(
@@ -53,38 +57,42 @@ def add_adapter(
             the commit that it was loaded from, so that the adapter means the same when its base moves on.
 
     Raises:
-        ValueError: when the checkpoint has backbone adapters of its own, or a backbone is to be reached and there is
-            none. ImportError: when peft is not installed.
+        ValueError: when the model is no policy, the checkpoint has backbone adapters of its own, a backbone is to be
+            reached and there is none, there is an adapter of that name, or the config would change the base's weights.
+        ImportError: when peft is not installed.
     """
-    peft = _peft()
+    load_peft()
+    require_policy(model)
+    require_reversible(config)
     if model.config.backbone_training == "lora":
         raise ValueError(
             "this checkpoint has adapters in its backbone among its own weights (backbone_training='lora'), and a "
             "second kind would be mixed up with them: start from one that was trained with 'frozen' or 'full'"
         )
-    if TRAINED[:-1] in str(config.target_modules):
-        _reveal_backbone(model)
     origin = model.config._name_or_path or None
     base = base or config.base_model_name_or_path or origin
     if config.revision is None and base == origin:
         config.revision = model.loaded_commit
-    config.base_model_name_or_path = None  # peft warns when it is not where this model was loaded from
-    adapters: PeftModel | None = adapters_in(model)
-    if adapters is None:
-        adapters = peft.get_peft_model(model, config, adapter_name=name)
-        model.__dict__[_HELD] = adapters  # past nn.Module's registration: it holds the model
-    else:
-        adapters.add_adapter(name, config)
-        adapters.set_adapter(name, inference_mode=config.inference_mode)
-    assert adapters is not None
-    adapters.peft_config[name].base_model_name_or_path = base
-    _freeze_other_bodies(adapters, name)
-    return adapters
+    config.base_model_name_or_path = lasting_place(base)
+    if adapters_in(model) is None:
+        model.base_sha256 = base_sha256(model, base)
+    return _put_in(model, config, name)
 
 
-def adapters_in(model: BackbonePreTrainedModel) -> PeftModel | None:
-    """peft's view of a model that has adapters: `set_adapter`, `disable_adapter`, `base_model.merge_adapter`, ..."""
-    return model.__dict__.get(_HELD)
+def require_policy(model: Any) -> None:
+    """Raises ValueError when `model` is of a kind that no adapter goes into."""
+    if not isinstance(model, BackbonePreTrainedModel):
+        raise ValueError(f"an adapter goes into a policy (PriorVLAModel), this is a {type(model).__name__}")
+
+
+def require_reversible(config: LoraConfig) -> None:
+    """Raises ValueError on what would train or change weights of the base itself, so that it never acts as before."""
+    bias, start = getattr(config, "bias", "none"), getattr(config, "init_lora_weights", True)
+    if bias != "none":
+        raise ValueError(f"lora.bias={bias!r} would train the base's own weights: leave it at 'none'")
+    if start not in STARTS:
+        known = ", ".join(map(repr, STARTS))
+        raise ValueError(f"lora.init_lora_weights={start!r} would change the base's own weights: use one of {known}")
 
 
 def adapts_backbone(model: BackbonePreTrainedModel) -> bool:
@@ -94,31 +102,40 @@ def adapts_backbone(model: BackbonePreTrainedModel) -> bool:
     )
 
 
-def adapter_tensors(model: BackbonePreTrainedModel, name: str | None = None) -> dict[str, Tensor]:
-    """What `adapter_model.safetensors` has: the adapter's tensors, the model's own and no copies, by peft's names.
-
-    `name`: of which adapter; default: of the active one.
-    """
-    adapters = _require_adapters(model)
-    tensors: dict[str, Tensor] = _peft().get_peft_model_state_dict(
-        adapters, adapter_name=name or adapters.active_adapter, save_embedding_layers=False
-    )
-    return tensors
-
-
 def save_adapter(model: BackbonePreTrainedModel, folder: str | os.PathLike[str], name: str | None = None) -> None:
-    """Writes `adapter_config.json`, `adapter_model.safetensors`, and the `config.json` of base and new bodies.
+    """Writes `adapter_config.json`, `adapter_model.safetensors`, and the `config.json` of base and own bodies.
 
-    `name`: of which adapter; default: of the active one.
+    Bodies that other adapters brought into `model` are left out. Whole weights that were in the folder are removed.
+
+    `name`: of which adapter; default: of the active one. Raises ValueError when the base lies in the folder.
     """
-    place, adapters = Path(folder), _require_adapters(model)
+    place, adapters = Path(folder), require_adapters(model)
+    name = name or adapters.active_adapter
+    config: Any = copy.copy(adapters.peft_config[name])
+    for base in (config.base_model_name_or_path, model.config._name_or_path):
+        if base and os.path.isdir(base) and place.resolve() == Path(base).resolve():
+            raise ValueError(f"{place} is the adapter's base, which would be replaced: save it in another folder")
     place.mkdir(parents=True, exist_ok=True)
-    config = copy.copy(adapters.peft_config[name or adapters.active_adapter])
+    ids = ids_alone(model, own_bodies(config))
     config.inference_mode = True
-    tensors = {key: tensor.contiguous() for key, tensor in adapter_tensors(model, name).items()}
+    config.modules_to_save = sorted(renumbered(module, ids) for module in config.modules_to_save or []) or None
+    tensors = {
+        renumbered(key, ids): tensor.contiguous()
+        for key, tensor in adapter_tensors(model, name).items()
+        if bodies_in(key) <= ids.keys()
+    }
+    alone = config_alone(model, ids)
+    if model.base_sha256 is not None:
+        alone.adapter_base_sha256 = model.base_sha256
+    for field in ("auto_map", "base_model", "base_model_revision"):  # the base's: where its code is, what it came from
+        alone.__dict__.pop(field, None)
+    if model._auto_class is not None:  # of a class that came with a checkpoint: its code goes along
+        custom_object_save(model, place, config=cast(Any, alone))
     save_file(tensors, place / ADAPTER_FILE, metadata={"format": "pt"})
     config.save_pretrained(str(place))
-    model.config.save_pretrained(place)
+    alone.save_pretrained(place)
+    for file in (*place.glob("model*.safetensors"), place / SAFE_WEIGHTS_INDEX_NAME):
+        file.unlink(missing_ok=True)
 
 
 def load_adapter(
@@ -126,82 +143,54 @@ def load_adapter(
 ) -> PeftModel:
     """Puts the adapter of a folder or Hub id into its base; bodies that `model` lacks are added to it.
 
-    Bodies go by name: two adapters that each brought a robot to one base can be in one model.
+    Bodies go by name: two adapters that each brought a robot to one base can be in one model. One of these robots has
+    another id then than in the processor that was saved with its adapter: `processor_for(model, place, ...)` makes the
+    one that fits.
 
     Raises:
-        ValueError: when the base has such a body with other dims, or the adapter's tensors are not those that this
-            model has a place for (it was trained on another base).
+        ValueError: when the adapter was trained on another base, the base has such a body with other dims, or the
+            adapter's tensors are not those that this model has a place for. The model is unchanged then.
     """
-    config = _peft().PeftConfig.from_pretrained(str(place), **hub)
+    require_policy(model)
+    config = load_peft().PeftConfig.from_pretrained(str(place), **hub)
     config.inference_mode = True
-    theirs = PriorVLAConfig.from_pretrained(str(place), **hub).expert
-    ids = _ids_here(model, theirs, _own_bodies(config))
-    config.modules_to_save = [_renumbered(module, ids) for module in config.modules_to_save or []] or None
-    adapters = add_adapter(model, config, name)
-    read_adapter(model, place, name, ids, **hub)
+    theirs = PriorVLAConfig.from_pretrained(str(place), **hub)
+    found = model.base_sha256 if adapters_in(model) is not None else base_sha256(model, None)
+    require_same_base(theirs, found, place)
+    saved = load_file(str(cached_file(str(place), ADAPTER_FILE, **hub)))
+    with double_of(model, TRAINED[:-1] in str(config.target_modules)) as double:
+        _load_into(double, config, theirs, saved, name, place)  # whatever cannot be is refused here
+    adapters = _load_into(model, config, theirs, saved, name, place)
+    model.base_sha256 = found
+    for body in own_bodies(config):
+        robot = theirs.expert.embodiments[body]
+        if (here := embodiment_index(model.config.expert, robot)) != body:
+            logger.warning(
+                f"{robot!r} is embodiment {here} in this model and {body} in the processor that was saved with its "
+                "adapter: use priorvla.modeling_priorvla.adapter_processor.processor_for(model, ...)"
+            )
     adapters.eval()
     return adapters
 
 
-@torch.no_grad()
-def read_adapter(
-    model: BackbonePreTrainedModel,
-    place: str | os.PathLike[str],
-    name: str = DEFAULT,
-    ids: dict[int, int] | None = None,
-    **hub: Any,
-) -> None:
-    """Reads saved tensors into an adapter that is there already. `ids`: of the bodies there -> here, if they differ.
+def read_adapter(model: BackbonePreTrainedModel, place: str | os.PathLike[str], name: str = DEFAULT) -> None:
+    """Reads the adapter of a folder into the same one that is in `model` already, to go on with its training.
 
-    Raises ValueError when a tensor is missing, too many, or of another shape.
+    Raises ValueError when it has another base or other settings, or a tensor is missing, too many or of another shape.
     """
-    own_bodies = set(_own_bodies(_require_adapters(model).peft_config[name]))
-    ids = {body: body for body in own_bodies} if ids is None else ids
-    saved = load_file(str(cached_file(str(place), ADAPTER_FILE, **hub)))
-    saved = {_renumbered(key, ids): tensor for key, tensor in saved.items() if _bodies_in(key) <= set(ids)}
-    wanted = {key: own for key, own in adapter_tensors(model, name).items() if _bodies_in(key) <= own_bodies}
-    for key in sorted(saved.keys() ^ wanted.keys()):
-        raise ValueError(
-            f"{place}: tensor {key!r} is {'not in the file' if key in wanted else 'of no layer here'}: this adapter "
-            "belongs to another base, or was made with other settings"
-        )
-    for key, tensor in saved.items():
-        if tensor.shape != wanted[key].shape:
+    now = require_adapters(model).peft_config[name]
+    then = load_peft().PeftConfig.from_pretrained(str(place))
+    theirs = PriorVLAConfig.from_pretrained(str(place))
+    require_same_base(theirs, model.base_sha256, place)
+    ours, before = now.to_dict(), then.to_dict()
+    for field in sorted(ours.keys() & before.keys() - ELSEWHERE):
+        if ours[field] != before[field]:
             raise ValueError(
-                f"{place}: tensor {key!r} has shape {tuple(tensor.shape)}, here {tuple(wanted[key].shape)}: this "
-                "adapter belongs to another base, or was made with another rank"
+                f"{place}: trained with {field}={before[field]!r}, which is {ours[field]!r} here: go on with the "
+                "settings that it began with"
             )
-        wanted[key].copy_(tensor)
-    # peft has loaded silently nothing before; what is computed with must be what was saved
-    now = adapter_tensors(model, name)
-    assert all(torch.equal(now[key], tensor.to(now[key])) for key, tensor in saved.items())
-
-
-def commit_of(place: str | os.PathLike[str] | None, **hub: Any) -> str | None:
-    """The commit on the Hub that `from_pretrained(place, **hub)` means; None of a folder, or where none is known.
-
-    Raises OSError when there is no such repository or revision; not with `local_files_only`.
-    """
-    if place is None or os.path.isdir(place):
-        return None
-    absent = {"_raise_exceptions_for_missing_entries": False} if hub.get("local_files_only") else {}
-    return extract_commit_hash(cached_file(str(place), CONFIG_NAME, **absent, **hub), None)
-
-
-def adapter_place(place: str | os.PathLike[str] | None, arguments: dict[str, Any]) -> str | None:
-    """The folder or Hub id of an adapter, where `from_pretrained(place, **arguments)` was called with one.
-
-    AutoModel has already gone on to the base when it calls a model's `from_pretrained`, and says so in
-    `adapter_kwargs`, which is taken out of `arguments`.
-    """
-    own = arguments.pop("adapter_kwargs", None) or {}
-    if (told := own.get("_adapter_model_path")) is not None:
-        arguments["revision"] = own.get("revision")  # the other is the base's by now
-        return str(told)
-    if place is None:
-        return None
-    hub = {key: value for key, value in arguments.items() if key in HUB_ARGUMENTS}
-    return str(place) if find_adapter_config_file(str(place), **hub) else None
+    saved = load_file(Path(place) / ADAPTER_FILE)
+    copy_tensors(model, saved, name, ids_here(model, theirs.expert, own_bodies(then)), place)
 
 
 def load_adapted(
@@ -216,16 +205,18 @@ def load_adapted(
     """The model of an adapter's base with the adapter in it, from the adapter's folder or Hub id alone.
 
     Args:
-        base: instead of the one that the adapter names, as it is now.
+        base: where the base lies, instead of where the adapter says.
         backbone: as `from_pretrained`'s. backbone_quantization too; "auto" is what the adapter was trained beside.
         arguments: of the base's `from_pretrained`; `revision` is the adapter's.
 
     Raises:
-        ValueError: when the adapter names no base and none is given. OSError: when the base is not found.
+        ValueError: when the adapter names no base and none is given, or was trained on other weights than the base's.
+        OSError: when the base is not found.
     """
     hub = {key: arguments.pop(key) for key in HUB_ARGUMENTS if key in arguments}
-    config = _peft().PeftConfig.from_pretrained(str(place), **hub)
-    arguments.pop("config", None)  # AutoModel's, of the adapter's folder: without the weights of new bodies in the base
+    config = load_peft().PeftConfig.from_pretrained(str(place), **hub)
+    # AutoModel's may be of the adapter's folder, with new bodies whose weights are not in the base.
+    arguments = {**overrides(arguments.pop("config", None), place, hub), **arguments}
     source = base if base is not None else config.base_model_name_or_path
     if source is None:
         raise ValueError(f"{place}: {ADAPTER_CONFIG_FILE} names no base_model_name_or_path: pass base=")
@@ -233,21 +224,24 @@ def load_adapted(
     if backbone_quantization == "auto":
         reference = PriorVLAConfig.from_pretrained(str(place), **hub).backbone
         backbone_quantization = (reference or {}).get("quantization")
-    model = model_class.from_pretrained(
+    loaded = model_class.from_pretrained(
         source,
         backbone=backbone,
         backbone_quantization=backbone_quantization,
         **arguments,
         **{**hub, "revision": revision},
     )
+    model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
     load_adapter(model, place, **hub)
-    return model.eval()
+    model.eval()
+    return loaded
 
 
 def merge_adapter(model: BackbonePreTrainedModel) -> BackbonePreTrainedModel:
     """Adds the active adapter to the weights and forgets all adapters; the same model, a checkpoint of its own now.
 
-    A backbone that was adapted counts as trained in full from now on, and will be saved.
+    It is trained again like any other. A backbone that was adapted counts as trained in full from now on, and will be
+    saved. A base on the Hub is named in the config, `base_model` and `base_model_revision`.
 
     Raises ValueError when there is no adapter, or it would have to be rounded to a backbone's integers.
     """
@@ -257,25 +251,59 @@ def merge_adapter(model: BackbonePreTrainedModel) -> BackbonePreTrainedModel:
             f"the adapter reaches into a backbone with quantization={kind!r}, whose integers have no room for it: keep "
             "it as it is, load with backbone_quantization=None and merge then, or train one with preset 'expert'"
         )
-    _require_adapters(model).merge_and_unload(safe_merge=True)
-    del model.__dict__[_HELD]
+    adapters = require_adapters(model)
+    base = adapters.peft_config[adapters.active_adapter]
+    adapters.merge_and_unload(safe_merge=True)
+    del model.__dict__[HELD]
     if adapted:
         model.config.backbone_training = "full"
+    model.requires_grad_(True)
+    if TRAINED[:-1] in model._modules and model.backbone is not None:
+        train_backbone(model.backbone, model.config.backbone_training)
+    if base.base_model_name_or_path and not os.path.isabs(base.base_model_name_or_path):
+        model.config.base_model, model.config.base_model_revision = base.base_model_name_or_path, base.revision
+    model.config._name_or_path, model.loaded_from, model.loaded_commit = "", None, None  # it lies nowhere yet
+    model.base_sha256 = model.base_embodiments = None
     return model
 
 
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise ImportError("adapters need peft: run pip install 'priorvla[peft]'") from error
-    return peft
-
-
-def _require_adapters(model: BackbonePreTrainedModel) -> PeftModel:
-    adapters = adapters_in(model)
+def _put_in(model: BackbonePreTrainedModel, config: LoraConfig, name: str) -> PeftModel:
+    """What `add_adapter` does once it is known what and where."""
+    adapters: PeftModel | None = adapters_in(model)
+    if adapters is not None and name in adapters.peft_config:
+        raise ValueError(f"there is an adapter {name!r} in this model already: give this one another name")
+    if TRAINED[:-1] in str(config.target_modules):
+        _reveal_backbone(model)
+    base, config.base_model_name_or_path = config.base_model_name_or_path, None  # peft warns of one that it cannot find
+    if model.base_embodiments is None:
+        model.base_embodiments = list(model.config.expert.embodiments)
     if adapters is None:
-        raise ValueError("there is no adapter in this model: put one in with add_adapter or load_adapter")
+        adapters = load_peft().get_peft_model(model, config, adapter_name=name)
+        model.__dict__[HELD] = adapters  # past nn.Module's registration: it holds the model
+    else:
+        adapters.add_adapter(name, config)
+        adapters.set_adapter(name, inference_mode=config.inference_mode)
+    assert adapters is not None
+    adapters.peft_config[name].base_model_name_or_path = base
+    _freeze_other_bodies(adapters, name)
+    return adapters
+
+
+def _load_into(
+    model: BackbonePreTrainedModel,
+    config: LoraConfig,
+    theirs: PriorVLAConfig,
+    saved: dict[str, Tensor],
+    name: str,
+    place: str | os.PathLike[str],
+) -> PeftModel:
+    config = copy.deepcopy(config)
+    if model.base_embodiments is None:
+        model.base_embodiments = list(model.config.expert.embodiments)
+    ids = ids_here(model, theirs.expert, own_bodies(config), add=True)
+    config.modules_to_save = sorted(renumbered(module, ids) for module in config.modules_to_save or []) or None
+    adapters = _put_in(model, config, name)
+    copy_tensors(model, saved, name, ids, place)
     return adapters
 
 
@@ -290,7 +318,7 @@ def _reveal_backbone(model: BackbonePreTrainedModel) -> None:
 
 def _freeze_other_bodies(adapters: PeftModel, name: str) -> None:
     """Soft tokens are saved as a whole; those of other bodies do not move."""
-    own = _own_bodies(adapters.peft_config[name])
+    own = own_bodies(adapters.peft_config[name])
     for module, part in adapters.named_modules():
         if isinstance(part, SoftTokens) and module.endswith(f"modules_to_save.{name}"):
             for body, tokens in enumerate(part.tokens):
@@ -298,51 +326,18 @@ def _freeze_other_bodies(adapters: PeftModel, name: str) -> None:
                     tokens.requires_grad_(False)
 
 
-def _own_bodies(config: Any) -> list[int]:
-    """The ids of the bodies whose own parts an adapter has."""
-    return sorted({body for module in config.modules_to_save or [] for body in _bodies_in(module)})
-
-
-def _bodies_in(tensor: str) -> set[int]:
-    """The id of the body whose own a tensor or module is, by its name; empty for a shared one."""
-    return {int(found.group(2)) for found in _BODY.finditer(tensor)}
-
-
-def _renumbered(tensor: str, ids: dict[int, int]) -> str:
-    return _BODY.sub(lambda found: f"{found.group(1)}.{ids[int(found.group(2))]}", tensor)
-
-
-def _ids_here(model: BackbonePreTrainedModel, theirs: ExpertConfig, bodies: list[int]) -> dict[int, int]:
-    """The ids in `model` of the adapter's own bodies; those that it lacks are added."""
-    ids = {}
-    for body in bodies:
-        name, dims = theirs.embodiments[body], (theirs.action_dims[body], theirs.state_dims[body])
-        ours: ExpertConfig = model.config.expert
-        if name not in ours.embodiments:
-            ids[body] = model.add_embodiment(name, *dims)
-            continue
-        ids[body] = embodiment_index(ours, name)
-        here = (ours.action_dims[ids[body]], ours.state_dims[ids[body]])
-        if here != dims:
-            raise ValueError(
-                f"embodiment {name!r} has {here[0]} action and {here[1]} state dims here, {dims[0]} and {dims[1]} in "
-                "the adapter: these are two bodies, train the adapter again under another name"
-            )
-    return ids
-
-
 __all__ = [
     "ADAPTER_CONFIG_FILE",
     "ADAPTER_FILE",
-    "adapter_place",
     "adapter_tensors",
     "adapters_in",
     "adapts_backbone",
     "add_adapter",
-    "commit_of",
     "load_adapted",
     "load_adapter",
     "merge_adapter",
     "read_adapter",
+    "require_policy",
+    "require_reversible",
     "save_adapter",
 ]

@@ -11,10 +11,10 @@ from typing import Any, Self
 
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+from transformers.utils import logging
 
 from ..configuration.configuration_priorvla import PriorVLAConfig
+from .adapter_places import HUB_ARGUMENTS, adapter_place, commit_of, lasting_place, weight_files
 from .backbone import Backbone, load_backbone
 from .backbone_training import train_backbone
 from .motion_model import MotionPreTrainedModel
@@ -23,7 +23,6 @@ logger = logging.get_logger(__name__)
 
 BackboneSource = str | os.PathLike[str] | nn.Module
 TRAINED = "trained_backbone."
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class BackbonePreTrainedModel(MotionPreTrainedModel):
@@ -44,6 +43,10 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
             None  # the checkpoint that a trained backbone is read from
         )
         self.loaded_commit: str | None = None  # of the Hub; None of a folder
+        self.loaded_from: tuple[str, dict[str, Any]] | None = None  # folder or Hub id, and arguments of the Hub
+        # Of adapters: what the base's weights are, and its bodies, which are saved with every adapter.
+        self.base_sha256: str | None = None
+        self.base_embodiments: list[str] | None = None
 
     @property
     def backbone(self) -> Backbone | None:
@@ -140,7 +143,7 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
         `backbone_quantization` is "auto" (as the model was trained with), `int8` or None (none): another than that
         gives slightly other features, and is what the model is trained and saved with from now on.
         """
-        from .adapters import adapter_place, commit_of, load_adapted  # it builds on this module
+        from .adapters import load_adapted  # it builds on this module
 
         if (adapter := adapter_place(pretrained_model_name_or_path, kwargs)) is not None:
             return load_adapted(cls, adapter, backbone=backbone, backbone_quantization=backbone_quantization, **kwargs)
@@ -149,6 +152,10 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
         hub = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
         downloaded = {**hub, "local_files_only": True, "force_download": False}
         model.loaded_commit = commit_of(pretrained_model_name_or_path, **downloaded)
+        model.base_embodiments = list(model.config.expert.embodiments)
+        if pretrained_model_name_or_path is not None:
+            pinned = {**hub, "revision": model.loaded_commit or hub.get("revision")}
+            model.loaded_from = (str(lasting_place(pretrained_model_name_or_path)), pinned)
         if model.config.backbone_training != "frozen":
             model._trained_at = (str(pretrained_model_name_or_path), hub)
         if backbone_quantization != "auto" and model.config.backbone is not None:
@@ -161,8 +168,11 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
-        """As every transformers model; of a backbone goes in what is trained of it, of a model with an adapter that."""
-        from .adapters import adapters_in, save_adapter  # it builds on this module
+        """As every transformers model; of a backbone goes in what is trained of it, of a model with an adapter that.
+
+        A folder has either weights or an adapter: what was there of the other is removed.
+        """
+        from .adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, adapters_in, save_adapter  # it builds on this module
 
         if adapters_in(self) is not None:
             save_adapter(self, save_directory)
@@ -181,6 +191,10 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
             }
             kwargs["save_original_format"] = False  # else tensors are renamed as older releases called the backbone's
         super().save_pretrained(save_directory, **kwargs)
+        self.base_embodiments = list(self.config.expert.embodiments)
+        if kwargs.get("is_main_process", True):  # an adapter that was there would be found first
+            for name in (ADAPTER_CONFIG_FILE, ADAPTER_FILE):
+                (Path(save_directory) / name).unlink(missing_ok=True)
 
     def trained_tensors(self) -> dict[str, Tensor]:
         """What of the backbone a checkpoint has: nothing, the adapters, or all of it."""
@@ -196,7 +210,7 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
     def load_trained_tensors(self, place: str, **hub: Any) -> None:
         """Reads them back out of a checkpoint. Raises ValueError naming a tensor that the checkpoint does not have."""
         wanted = self.trained_tensors()
-        for file in _weight_files(place, **hub):
+        for file in weight_files(place, **hub):
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118, it is no mapping
                     if name.startswith(TRAINED) and (own := wanted.pop(name.removeprefix(TRAINED), None)) is not None:
@@ -206,17 +220,6 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
                 f"{place}: {next(iter(wanted))!r} of the backbone is missing, although config.backbone_training is "
                 f"{self.config.backbone_training!r}: the checkpoint is damaged"
             )
-
-
-def _weight_files(place: str, **hub: Any) -> list[str]:
-    """The checkpoint's safetensors files, in a folder or from the Hub."""
-    absent = {"_raise_exceptions_for_missing_entries": False}
-    whole = cached_file(place, SAFE_WEIGHTS_NAME, **absent, **hub)
-    if whole is not None:
-        return [whole]
-    index = cached_file(place, SAFE_WEIGHTS_INDEX_NAME, **hub)
-    files, _ = get_checkpoint_shard_files(place, index, **hub)
-    return [str(Path(file)) for file in files]
 
 
 __all__ = ["TRAINED", "BackbonePreTrainedModel", "BackboneSource"]

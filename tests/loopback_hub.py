@@ -19,7 +19,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import parse_qs
 
@@ -30,6 +29,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from priorvla.hub_cards.licenses import LICENSES
 
 LARGE = (".safetensors", ".gguf", ".bin", ".png", ".mp4", ".parquet")  # goes through LFS, as .gitattributes says
 TOKENS = {"hf_of_me": "me", "hf_of_somebody": "somebody"}
@@ -209,9 +210,7 @@ class LoopbackHub:
             time.sleep(0.01)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.stop()
 
     def stop(self) -> None:
@@ -385,10 +384,11 @@ class LoopbackHub:
     async def _validate(self, request: Request) -> Response:
         try:
             data = _front_matter((await request.json())["content"])
+            if data.get("license", "other") not in LICENSES:
+                raise ValueError('"license" must be one of those that the Hub lists')
         except (ValueError, yaml.YAMLError) as error:
             return JSONResponse({"errors": [{"message": str(error)}], "warnings": []}, 400)
-        warnings = [] if data else [{"message": "empty or missing yaml metadata in repo card"}]
-        return JSONResponse({"errors": [], "warnings": warnings})
+        return JSONResponse({"errors": [], "warnings": [] if data else [{"message": "missing yaml metadata in card"}]})
 
     async def _preupload(self, request: Request) -> Response:
         commit = self._commit_asked(request, self._asked(request, writes=True))

@@ -94,12 +94,13 @@ def test_the_card_says_what_was_trained_how_large_it_is_and_of_which_base(card, 
 
 
 def test_published_it_names_its_base_and_itself_and_info_and_search_know_it(run, hub, capsys):
+    shutil.copytree(run.parent / "base", hub.repository("models", BASE))
     assert main(["publish", str(run), "me/so101", "--license", "mit", "--base-model", BASE]) == 0
     folder = hub.repository("models", "me/so101")
     published = load_card(folder)
     assert published.data["priorvla"]["kind"] == "adapter"
     assert published.data["priorvla"]["embodiments"] == ["small", "large", "so101"], "in the order of their ids"
-    assert published.data.base_model[0] == BASE and published.data["base_model_relation"] == "adapter"
+    assert published.data.base_model == BASE and published.data["base_model_relation"] == "adapter"
     assert f"Its base is [`{BASE}`](https://huggingface.co/{BASE})." in published.text
     assert f'base = "{BASE}"' in published.text and f"--base {BASE} --dataset" in published.text
     assert 'checkpoint = "me/so101"' in published.text and (folder / "loss.png").is_file()
@@ -153,6 +154,8 @@ def test_what_peft_can_vary_is_said(run):
     assert "all: low-rank maps beside the expert's layers and the backbone's attention" in both
     pinned = made(run, base_model_name_or_path="me/base", revision="v2")
     assert "[`me/base`](https://huggingface.co/me/base). At revision `v2`." in pinned
+    assert 'AutoModel.from_pretrained(base, revision="v2")' in pinned
+    assert "AutoModel.from_pretrained(base)" in made(run, base_model_name_or_path="me/base")
     assert "Its base is not named." in made(run)
 
 

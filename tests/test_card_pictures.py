@@ -21,6 +21,7 @@ from priorvla.hub_cards.publishing import publish
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
 
 BYTES = 200_000
+JPEG = b"\xff\xd8\xff a photo"
 EVALUATION = {"environment": "Meta-World", "tasks": {"drawer-open": {"successes": 7, "trials": 8}}}
 REPORT = {
     "kind": "evaluation",
@@ -98,19 +99,41 @@ def test_a_model_that_is_published_without_its_folder_shows_no_plots(run, tmp_pa
 
 
 def test_somebodys_own_picture_goes_along_and_a_missing_or_foreign_one_is_named(run, tmp_path):
-    (run / "robot.jpg").write_bytes(b"a photo")
+    (run / "robot.jpg").write_bytes(JPEG)
     card = load_card(run)
     own = type(card)(f'{card}\n<img width="300" src="robot.jpg">\n![web](https://example.org/a.png)\n')
     processor = PriorVLAProcessor.from_pretrained(run)
     model = _load(run)
     folder = publish(model, processor, tmp_path / "out", card=own, license="mit", pictures=run)
-    assert (folder / "robot.jpg").read_bytes() == b"a photo"
+    assert (folder / "robot.jpg").read_bytes() == JPEG
     for missing in ("nobody.png", "../secret.png"):
         (run.parent / "secret.png").touch()
         lost = type(card)(f"{card}\n![mine]({missing})\n")
         with pytest.raises(ValueError, match=re.escape(f"the card shows {missing!r}, which is not beside it")):
             publish(model, processor, tmp_path / "lost", card=lost, license="mit", pictures=run)
         assert not (tmp_path / "lost").exists()
+
+
+def test_only_pictures_are_taken_for_pictures_and_none_from_elsewhere(tmp_path):
+    source, private = tmp_path / "run", tmp_path / "private.png"
+    source.mkdir()
+    private.write_bytes(JPEG)
+    (source / "link.png").symlink_to(private)
+    (source / "text.png").write_text("hf_of_me")
+    for name, said in (("link.png", "is not beside it"), ("text.png", "no picture: only PNG and JPEG")):
+        with pytest.raises(ValueError, match=said):
+            gather_pictures(f"![x]({name})", source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_is_found_in_the_hubs_cache_which_is_made_of_links(tmp_path):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0"
+    for folder in (blobs, snapshot):
+        folder.mkdir(parents=True)
+    (blobs / "ab").write_bytes(JPEG)
+    (snapshot / "robot.jpg").symlink_to(blobs / "ab")
+    gather_pictures("![x](robot.jpg)", snapshot, tmp_path / "out")
+    assert (tmp_path / "out" / "robot.jpg").read_bytes() == JPEG
 
 
 def test_success_by_task_is_drawn_when_an_evaluation_is_published(save_policy, bodies, tmp_path):

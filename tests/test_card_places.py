@@ -67,7 +67,7 @@ def trained(config: PriorVLAConfig, bodies: Any, **values: Any) -> ModelCard:
 def test_a_trained_card_says_where_it_is_what_it_came_from_and_under_which_licence(config, bodies, publish):
     card = publish(trained(config, bodies), base_model="me/prior", name="Mine")
     assert 'checkpoint = "me/policy"  # this' in card.text
-    assert "Started from the prior [`me/prior`](https://huggingface.co/me/prior).\n" in card.text
+    assert "Started from [`me/prior`](https://huggingface.co/me/prior).\n" in card.text
     assert card.text.startswith("\n# Mine\n") and card.data.base_model == "me/prior"
     assert "are under <!-- license -->`mit`<!-- /license -->." in card.text and card.data.license == "mit"
 
@@ -75,7 +75,7 @@ def test_a_trained_card_says_where_it_is_what_it_came_from_and_under_which_licen
 def test_what_somebody_wrote_around_the_places_stays(config, bodies, publish):
     card = trained(config, bodies)
     card.text = card.text.replace("# Vision-language", "![logo](https://example.org/x.png)\n\n# My vision-language")
-    card.text = card.text.replace("Started from the prior <!-- base -->", "Gestartet ist sie von <!-- base -->")
+    card.text = card.text.replace("Started from <!-- base -->", "Gestartet ist sie von <!-- base -->")
     card.text = card.text.replace('checkpoint = "."  #', "checkpoint = '.'  # oder")
     card.text = card.text.replace("## Limits and safety", "## Warning\n\nIt bites.\n\n# Not the title")
     card = publish(card, base_model="me/prior", name="Mine", evaluation=EVALUATION)

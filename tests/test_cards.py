@@ -373,11 +373,11 @@ def test_something_private_in_a_file_stops_publishing_and_leaves_nothing(prior, 
 def test_publish_replaces_a_checkpoint_only_when_told_and_anything_else_never(prior, processor, embodiments, tmp_path):
     arguments = {"license": "mit", "embodiments": embodiments}
     publish(prior, processor, tmp_path / "prior", **arguments)
-    (tmp_path / "prior" / "stale.txt").touch()
+    (tmp_path / "prior" / "report.json").touch()
     with pytest.raises(FileExistsError, match="overwrite=True"):
         publish(prior, processor, tmp_path / "prior", **arguments)
     publish(prior, processor, tmp_path / "prior", overwrite=True, **arguments)
-    assert not (tmp_path / "prior" / "stale.txt").exists()
+    assert not (tmp_path / "prior" / "report.json").exists(), "of the checkpoint that is gone"
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
     with pytest.raises(FileExistsError, match="no checkpoint"):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,6 +18,8 @@ import pytest
 
 if not all(map(find_spec, ("msgpack", "prometheus_client", "websockets"))):
     pytest.skip("needs the extra 'serve'", allow_module_level=True)
+from websockets.exceptions import ConnectionClosed
+from websockets.server import ServerProtocol
 from websockets.sync.server import ServerConnection, serve
 
 from priorvla.configuration.embodiment import Embodiment
@@ -58,11 +61,27 @@ def locally(policy: PriorVLAPolicy, observations: list[dict[str, Any]], seed: in
     return np.stack([policy.select_action({**seen, "instruction": seen["prompt"]}) for seen in observations])
 
 
-def test_the_client_loads_no_deep_learning():
-    heavy = {"torch", "transformers", "diffusers", "huggingface_hub", "pyarrow", "PIL", "matplotlib"}
-    code = f"import sys, priorvla.deployment.client; print(sorted({heavy!r} & {{*sys.modules}}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+ROBOT = """
+import sys
+
+class FewPackages:
+    def find_spec(self, name, path=None, target=None):
+        top = name.split(".")[0]
+        if top not in {"priorvla", "msgpack", "numpy", "websockets", "wrapt", *sys.stdlib_module_names}:
+            raise ModuleNotFoundError(f"No module named {top!r}", name=top)
+
+sys.meta_path.insert(0, FewPackages())
+from priorvla.deployment.client import PolicyClient
+try:
+    PolicyClient(port=1, connect_timeout=0)
+except ConnectionError:
+    print("asked")
+"""
+
+
+def test_the_client_needs_no_more_packages_than_its_documentation_says():
+    done = subprocess.run([sys.executable, "-c", ROBOT], cwd="/", capture_output=True, text=True)
+    assert done.stdout.strip() == "asked", done.stderr
 
 
 def test_a_broker_over_the_network_does_what_the_policy_does_by_itself_to_the_bit(policy):
@@ -161,18 +180,23 @@ def test_a_wrong_key_is_an_error_at_once(policy):
             assert client.metadata["embodiment"] == "arm"
 
 
+def echo(connection: ServerConnection, request: Any) -> None:
+    """Answers with the state as a chunk of one step."""
+    connection.send(encode({"actions": request["state"][None]}))
+
+
 @contextmanager
-def other_server(answer: Any) -> Iterator[tuple[int, list]]:
+def other_server(answer: Any, port: int = 0, metadata: Any = None) -> Iterator[tuple[int, list]]:
     """A server of somebody else's, which calls `answer(connection, request)`; its port and what it was asked."""
     asked: list[Any] = []
 
     def talk(connection: ServerConnection) -> None:
-        connection.send(encode({"robot": "theirs"}))
+        connection.send(encode(metadata or {"robot": "theirs"}))
         for frame in connection:
             asked.append(decode(frame))
             answer(connection, asked[-1])
 
-    with serve(talk, "127.0.0.1", 0, compression=None) as server:
+    with serve(talk, "127.0.0.1", port, compression=None) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -205,7 +229,7 @@ def test_a_server_that_hangs_is_a_timeout_and_one_that_hangs_up_is_asked_again()
         else:
             connection.send(encode({"actions": np.zeros((1, 2))}))
 
-    with other_server(hang_up_twice) as (port, _), PolicyClient(port=port) as client:
+    with other_server(hang_up_twice) as (port, _), PolicyClient(port=port, timeout=30) as client:
         assert client.infer({"prompt": "go"})["actions"].shape == (1, 2)
     with (
         other_server(lambda *_: None) as (port, _),
@@ -213,6 +237,100 @@ def test_a_server_that_hangs_is_a_timeout_and_one_that_hangs_up_is_asked_again()
         pytest.raises(TimeoutError, match=r"did not reply within 0.2 s"),
     ):
         client.infer({"prompt": "go"})
+
+
+def test_what_was_seen_before_the_server_was_away_for_too_long_is_not_sent_any_more():
+    told: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            client.infer({"state": np.zeros(1)})
+        except (ConnectionError, TimeoutError) as error:
+            told.append(error)
+
+    with other_server(echo) as (port, _):
+        client = PolicyClient(port=port, timeout=0.5, connect_timeout=60)
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join(10)
+    with other_server(echo, port) as (_, asked):
+        thread.join()
+        client.close()
+    assert not asked and isinstance(told[0], ConnectionError)
+
+
+def test_a_request_that_is_interrupted_takes_its_reply_along():
+    asked_once, go_on = threading.Event(), threading.Event()
+
+    def slow(connection: ServerConnection, request: Any) -> None:
+        asked_once.set()
+        assert go_on.wait(30)
+        with suppress(ConnectionClosed):
+            echo(connection, request)
+
+    def interrupt() -> None:
+        assert asked_once.wait(30)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    with other_server(slow) as (port, _), PolicyClient(port=port, timeout=30) as client:
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            client.infer({"state": np.ones(1)})
+        thread.join()
+        go_on.set()
+        for value in (2.0, 3.0, 4.0):
+            np.testing.assert_array_equal(client.infer({"state": np.full(1, value)})["actions"], [[value]])
+
+
+def test_a_server_that_stops_reading_is_a_timeout():
+    leave = threading.Event()
+
+    def greet(listening: socket.socket) -> None:
+        connected, _ = listening.accept()
+        with connected:
+            protocol = ServerProtocol()
+            while not (events := protocol.events_received()):
+                protocol.receive_data(connected.recv(65536))
+            protocol.send_response(protocol.accept(events[0]))
+            protocol.send_binary(encode({"robot": "theirs"}))
+            connected.sendall(b"".join(protocol.data_to_send()))
+            leave.wait(20)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=greet, args=(listening,))
+        thread.start()
+        client = PolicyClient(port=listening.getsockname()[1], timeout=0.5)
+        with pytest.raises(TimeoutError, match=r"did not reply within 0.5 s"):
+            client.infer({"image": np.zeros(50_000_000, np.uint8)})  # more than the buffers on the way hold
+        leave.set()
+        thread.join()
+
+
+def test_a_broker_tells_of_the_states_that_there_were_though_the_robot_fills_one_array():
+    def three(connection: ServerConnection, _: Any) -> None:
+        connection.send(encode({"actions": np.zeros((3, 1))}))
+
+    state = np.zeros(1)
+    metadata = {"history_size": 4, "protocol_version": 1}
+    with other_server(three, metadata=metadata) as (port, asked), PolicyClient(port=port) as client:
+        broker = ChunkBroker(client)
+        for step in range(4):
+            state[:] = step
+            broker.select_action({"state": state})
+    np.testing.assert_array_equal(asked[1]["executed/states"], [[0], [1], [2]])
+
+
+@pytest.mark.parametrize(
+    "actions", [np.full((3, 1), np.nan), np.zeros((0, 1)), np.zeros(3), np.array([["a"]]), None], ids=str
+)
+def test_a_broker_executes_nothing_but_a_chunk_of_finite_actions(actions):
+    with (
+        other_server(lambda connection, _: connection.send(encode({"actions": actions}))) as (port, _),
+        PolicyClient(port=port) as client,
+        pytest.raises(PolicyServerError, match=r"no chunk .* of finite actions but .* of shape"),
+    ):
+        ChunkBroker(client).select_action({"state": np.zeros(1)})
 
 
 def test_a_server_that_hangs_up_on_every_request_is_given_up_in_the_end():

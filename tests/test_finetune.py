@@ -63,7 +63,9 @@ def command(folder, base, mine, tiny_backbone):
     """`(name, *arguments, training, **recipe)`: the exit status of `finetune`, run in `folder / name`."""
 
     def run(name, *arguments, training=None, dataset=mine, source=base, **recipe):
-        recipe = {"max-steps": 2, "holdout": 0.25, "device": "cpu", "rank": 2, "seed": 3, "listening": 0, **recipe}
+        whole = {"expert-only", "full"} & set(arguments)
+        adapter = {} if whole else {"rank": 2}
+        recipe = {"max-steps": 2, "holdout": 0.25, "device": "cpu", "seed": 3, "listening": 0, **adapter, **recipe}
         file = folder / f"{name}.yaml"
         file.write_text(yaml.safe_dump({**recipe, "training": {**TRAINING, **(training or {})}}))
         arguments = ["finetune", *arguments, "--config", file, "--base", source, "--dataset", dataset]
@@ -111,6 +113,8 @@ def test_a_known_robot_goes_on_with_the_statistics_that_it_has(
     assert command("known_run", "--preset", "expert", dataset=data, holdout=0) == 0
     run = folder / "known_run"
     assert [body.to_dict() for body in load_embodiments(run)] == [body.to_dict() for body in load_embodiments(base)]
+    assert command("like_known", "--preset", "expert", "--like", "large", dataset=data, holdout=0) == 2
+    assert not (folder / "like_known").exists()
     model = load_adapted(PriorVLAModel, run, backbone=tiny_backbone)
     part = model.expert.action_in_proj.projections
     assert type(part[0]).__name__ == "ModulesToSaveWrapper" and type(part[1]).__name__ == "Linear"
@@ -166,6 +170,24 @@ def test_an_interrupted_run_goes_on_to_the_bit(command, folder):
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_a_run_does_not_go_on_with_another_base_or_other_settings(command, folder, base, capsys):
+    recipe = {"max-steps": 2, "training": {"save_steps": 1}}
+    arguments = ("--embodiment", "mine", "--preset", "expert")
+    assert command("began", *arguments, **recipe) == 0
+    shutil.rmtree(folder / "began" / "checkpoint-2")
+    before = (folder / "began" / "adapter_config.json").read_text()
+    other = shutil.copytree(base, folder / "other_weights")
+    move_on(other)
+    capsys.readouterr()
+    assert command("began", *arguments, "--resume", source=other, **recipe) == 2
+    assert "belongs to another base" in capsys.readouterr().err
+    assert command("began", *arguments, "--resume", alpha=1, **recipe) == 2
+    assert "lora_alpha=4, which is 1 here" in capsys.readouterr().err
+    assert (folder / "began" / "adapter_config.json").read_text() == before
+    elsewhere = shutil.copytree(base, folder / "elsewhere")  # the same base
+    assert command("began", *arguments, "--resume", source=elsewhere, **recipe) == 0
+
+
 def test_whether_it_listens_is_measured_where_there_is_more_than_one_instruction(
     command, folder, mine, bodies, write_demonstrations, tiny_backbone, capsys
 ):
@@ -190,11 +212,16 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(command, folder, b
 
     assert "lora.r is an option of the command itself: give --rank" in said(lora={"r": 4})
     assert "--preset full trains whole weights" in said("--preset", "full", lora={"use_dora": True})
+    assert "--rank is of adapters, and --preset expert-only" in said("--preset", "expert-only", rank=64)
+    assert "--alpha is of adapters, and --preset full" in said("--preset", "full", alpha=3)
+    assert "lora.bias='all' would train the base's own weights" in said(lora={"bias": "all"})
     assert "--rank 0 must be at least 1" in said("--rank", "0")
     assert "--listening 1 must be 0 or at least 2" in said("--listening", "1", listening=32)
     assert "does not exist" in said(source=tmp_path / "nowhere")
     assert "'nobody' is not in this checkpoint" in said("--like", "nobody")
     assert "'small'" in said("--embodiment", "small")
+    pushed = {"push_to_hub": True, "license": "mit", "hub_model_id": "me/x"}
+    assert "nobody else has" in said("--embodiment", "mine", training=pushed, dataset=tmp_path)  # no dataset was read
     adapter = folder / "new_expert"
     assert f"--base {adapter} is an adapter: name its base" in said(source=adapter)
 
@@ -240,8 +267,8 @@ def test_an_adapter_means_the_same_when_its_base_moves_on(command, folder, hub, 
         auto = AutoModel.from_pretrained("me/mine", backbone=tiny_backbone)
     ours = load_adapted(PriorVLAModel, folder / "unpinned", backbone=tiny_backbone).state_dict()
     assert all(torch.equal(tensor, ours[name]) for name, tensor in auto.state_dict().items())
-    moved = load_adapted(PriorVLAModel, "me/mine", base=OTHER, backbone=tiny_backbone).state_dict()
-    assert any(not torch.equal(tensor, ours[name]) for name, tensor in moved.items()), "the base as it is now"
+    with pytest.raises(ValueError, match=r"belongs to another base"):
+        load_adapted(PriorVLAModel, "me/mine", base=OTHER, backbone=tiny_backbone)  # as it is now
     # pushed once, when the metrics were there
     assert [commit.title for commit in hub.opened("models", "me/mine").commits.values()][1:] == ["End of training"]
     metrics = json.loads((folder / "unpinned" / "metrics.json").read_text())

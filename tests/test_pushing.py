@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file
 
 from priorvla.cli import main
@@ -201,7 +202,57 @@ def test_another_runs_checkpoint_is_not_replaced_unless_told(hub, make_trainer, 
     assert commits(hub)[-1] == "Better"
 
 
+def publish_of_a_colleague(trainer: Any, **options: Any) -> None:
+    publish(trainer.model, trainer.processor, REPO, license="mit", name="A colleague's", **options)
+
+
+def test_what_somebody_has_put_there_in_between_is_not_replaced(hub, make_trainer):
+    trainer = make_trainer()
+    trainer.train()
+    publish_of_a_colleague(trainer, overwrite=True, commit_message="Better")
+    with pytest.raises(FileExistsError, match="holds a checkpoint"):
+        trainer.push_to_hub("Again")
+    with pytest.raises(FileExistsError, match="another hub_model_id"):
+        make_trainer()
+    assert commits(hub) == ["End of training", "Better"]
+
+
+def test_what_was_pushed_to_a_branch_is_no_leave_to_replace_another(hub, make_trainer):
+    trainer = make_trainer(push_to_hub=False)
+    trainer.train()
+    publish_of_a_colleague(trainer)
+    HfApi().create_branch(REPO, branch="dev")
+    trainer.push_to_hub("To dev", revision="dev", overwrite=True)
+    with pytest.raises(FileExistsError, match="holds a checkpoint") as raised:
+        trainer.push_to_hub("To main")
+    assert "--overwrite" not in str(raised.value).rpartition("later: ")[2]
+    trainer.push_to_hub("To dev again", revision="dev", metrics={"loss": 0.5})
+    assert hub.opened("models", REPO).head().title == "Publish a checkpoint"
+    assert hub.opened("models", REPO).head("dev").title == "To dev again"
+
+
+def test_a_push_that_the_hub_refused_is_no_claim(hub, make_trainer):
+    hub.faults.append(hub.Fault("/commit/", status=403))
+    trainer = make_trainer(push_to_hub=False)
+    trainer.train()
+    with pytest.raises(PermissionError):
+        trainer.push_to_hub()
+    publish_of_a_colleague(trainer)
+    with pytest.raises(FileExistsError, match="holds a checkpoint"):
+        trainer.push_to_hub()
+    assert commits(hub) == ["Publish a checkpoint"]
+
+
+def test_a_failed_save_is_published_later_from_the_runs_folder(hub, make_trainer, caplog, tmp_path):
+    hub.faults.append(hub.Fault("/commit/", drop="request"))
+    saves = {"hub_strategy": "every_save", "hub_always_push": True, "save_strategy": "steps", "save_steps": 1}
+    make_trainer(**saves, save_total_limit=1).train()
+    assert f"priorvla publish {tmp_path / 'run'} {REPO} --license mit" in caplog.text, "checkpoint-1 may be gone"
+
+
 def test_what_cannot_be_pushed_is_refused_before_training(hub, make_trainer, monkeypatch):
+    with pytest.raises(ValueError, match=r"license='my-boss-said-ok'"):
+        make_trainer(license="my-boss-said-ok", push_to_hub=False)
     with pytest.raises(ValueError, match=r"push_to_hub=True needs license=.*apache-2.0"):
         make_trainer(license="unknown")
     for strategy in ("checkpoint", "all_checkpoints"):
@@ -241,17 +292,22 @@ def test_a_connection_that_dies_at_the_end_leaves_a_folder_and_a_command(drop, h
         make_trainer().train()
     command = str(raised.value).rpartition("later: ")[2].split()
     assert command[:4] == ["priorvla", "publish", str(tmp_path / "run"), REPO]
-    assert main(command[1:]) == 0
+    assert main(command[1:]) == (0 if drop == "request" else 2), "it was there already, and is looked at first"
     assert load_card(hub.repository("models", REPO)).data.license == "mit"
     assert hub.opened("models", REPO).private
-    make_trainer().train()  # the run knows what it has tried to push
+    make_trainer(max_steps=1).train()  # the run knows what it has tried to push
+    assert len(commits(hub)) == 2 and commits(hub)[-1] == "End of training"
 
 
 def test_of_a_model_with_an_adapter_the_adapter_alone_is_pushed(hub, make_trainer, policies):
     with pytest.raises(ValueError, match=r"base is 'joint', which nobody else has"):
         make_trainer("vla", checkpoint="joint", peft_config="expert")
     assert hub.requests == []
-    trainer = make_trainer("vla", checkpoint="joint", peft_config="expert", base_model="somebody/policy")
+    asked = {"checkpoint": "joint", "peft_config": "expert", "base_model": "somebody/policy"}
+    with pytest.raises(ValueError, match=r"base somebody/policy is not on the Hub"):
+        make_trainer("vla", **asked)
+    shutil.copytree(policies["joint"], hub.repository("models", "somebody/policy"))
+    trainer = make_trainer("vla", **asked)
     trainer.train()
     folder = hub.repository("models", REPO)
     there = {file.name for file in folder.iterdir()}

@@ -69,6 +69,7 @@ def test_kind_author_and_name_narrow_the_search(hub):
     assert [prior.name for prior in list_priors(author="somebody")] == ["somebody/odd-prior"]
     assert [prior.name for prior in list_priors(search="leg")] == ["me/leg-prior"]
     assert list_priors("whale") == []
+    assert [prior.name for prior in list_priors("robotics")] == [], "a tag, and no body that a card tells of"
     with pytest.raises(ValueError, match=r"'prior' is unknown, use one of action-prior"):
         list_priors(kind="prior")
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 from argparse import _SubParsersAction
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +22,12 @@ import pytest
 
 if not all(map(find_spec, ("msgpack", "prometheus_client", "websockets"))):
     pytest.skip("needs the extra 'serve'", allow_module_level=True)
+from websockets.sync.client import connect
 
 from priorvla.cli import build_parser, main
 from priorvla.configuration.embodiment import Embodiment
 from priorvla.deployment.client import PolicyClient, PolicyServerError
+from priorvla.deployment.serving.numpy_messages import encode
 from priorvla.deployment.serving.serving_options import API_KEY_VARIABLE, ServingOptions
 
 
@@ -86,6 +90,40 @@ def test_the_command_serves_the_embodiment_that_was_named(serve):
             assert (client.metadata["execute_steps"], client.metadata["seed"]) == (5, 4)
             assert client.infer(seen())["actions"].shape == (6, 2)
             ended_by(process, signal.SIGTERM)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_model_that_hangs(checkpoint, tiny_backbone, tmp_path):
+    code = (
+        "import sys, threading; from priorvla.cli import main; "
+        "from priorvla.deployment.serving.session_model import SessionModel; "
+        "SessionModel.predict = lambda *_: print('It hangs.', flush=True) or threading.Event().wait(60); "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    options = ["--backbone", tiny_backbone, "--port", 0, "--embodiment", "right", "--request-timeout", 600]
+    command = [sys.executable, "-c", code, "serve", *map(str, [checkpoint, *options])]
+    with subprocess.Popen(command, cwd=tmp_path, env=os_environment(), stdout=subprocess.PIPE, text=True) as process:
+        try:
+            while "Serving" not in (line := process.stdout.readline()):
+                assert line
+            port = int(re.search(r"ws://[\d.]+:(\d+)", line).group(1))
+            with connect(f"ws://127.0.0.1:{port}", proxy=None, close_timeout=0) as connection:
+                connection.send(encode(seen()))
+                assert process.stdout.readline() == "It hangs.\n"
+                process.send_signal(signal.SIGINT)
+                while accepts(port):
+                    time.sleep(0.01)
+                process.send_signal(signal.SIGINT)
+                assert process.wait(30) == -signal.SIGINT
+        finally:
+            process.kill()
+
+
+def accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 def test_a_key_of_the_environment_is_asked_for(serve):

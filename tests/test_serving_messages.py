@@ -5,11 +5,14 @@ from __future__ import annotations
 import struct
 import tracemalloc
 from datetime import date
+from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("msgpack", reason="needs the extra 'serve'")
+import msgpack
+
 from priorvla.deployment.serving.numpy_messages import MalformedMessageError, decode, encode
 
 # Written out by hand from the msgpack specification: 8x a map, 9x a list, Ax text, C4 bytes, C3 true, CB a float64.
@@ -155,6 +158,23 @@ def test_many_lists_that_promise_much_allocate_little():
         assert tracemalloc.get_traced_memory()[1] < 100_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_many_numbers_in_lists_are_refused_before_most_of_them_are_read(monkeypatch):
+    row = b"\xdc\x0f\xff" + b"\x01" * 4095
+    assert len(decode(b"\x9f" + row * 15)) == 15
+    read: list[int] = []
+    unpackb = msgpack.unpackb
+
+    def count(frame: bytes, **hooks: Any) -> Any:
+        return unpackb(frame, **{**hooks, "list_hook": lambda items: read.append(1) or hooks["list_hook"](items)})
+
+    monkeypatch.setattr("msgpack.unpackb", count)
+    for items in (row, b"\xde\x0f\xff" + b"".join(b"\xa4%04d\x01" % index for index in range(4095))):
+        read.clear()
+        with pytest.raises(MalformedMessageError, match="more than 65536 items: send numpy arrays"):
+            decode(b"\xdc\x0f\x00" + items * 3840)
+        assert len(read) <= 17
 
 
 def test_every_truncation_and_every_changed_byte_is_read_or_refused():

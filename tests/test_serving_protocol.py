@@ -21,8 +21,10 @@ from websockets.sync.client import ClientConnection, connect
 from priorvla.configuration.embodiment import Embodiment
 from priorvla.deployment.policy import PriorVLAPolicy
 from priorvla.deployment.serving.background import serve_in_background
+from priorvla.deployment.serving.batching import BatchingWorker
 from priorvla.deployment.serving.policy_server import PolicyServer
 from priorvla.deployment.serving.server_limits import ServerLimits
+from priorvla.deployment.serving.session_model import SessionModel
 
 # --- the protocol by hand ---------------------------------------------------------------------------------------------
 
@@ -172,6 +174,34 @@ def batch_size(inputs: tuple) -> int:
     return len(inputs[2])
 
 
+class HeldModel:
+    """A model that waits in its first prediction for the others' requests; notes the sizes of its batches."""
+
+    def __init__(self, policy: PriorVLAPolicy) -> None:
+        self.batches: list[int] = []
+        self._is_free = threading.Event()
+        policy.model.fusion.register_forward_pre_hook(self._wait)
+
+    def _wait(self, _: Any, inputs: tuple) -> None:
+        self.batches.append(batch_size(inputs))
+        assert self._is_free.wait(30)
+
+    def ask_together(self, enter: Any, observations: list[dict]) -> list[np.ndarray]:
+        """Replies to each observation on a connection of its own: all but the first wait while that is predicted."""
+        connections = [enter() for _ in observations]
+        for connection, observation in zip(connections, observations, strict=True):
+            connection.send(pack(observation))
+            for _ in range(3000):
+                if self.batches:
+                    break
+                threading.Event().wait(0.01)
+        for connection in connections:
+            assert connection.ping().wait(10)  # so that the frame before it has been read
+        assert f"priorvla_clients {len(connections)}.0" in get(enter.port, "/metrics")[2]
+        self._is_free.set()
+        return [array_of(unpack(connection.recv(30))["actions"]) for connection in connections]
+
+
 def get(port: int, path: str) -> tuple[int, str, str]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
         return answer.status, answer.headers["Content-Type"], answer.read().decode()
@@ -214,11 +244,11 @@ def test_a_reply_is_the_policys_own_chunk_in_raw_units_to_the_bit(serve, policy)
 
 def test_a_chunk_begins_with_what_will_be_executed_anyway(serve, policy):
     (observation,), prefix = seen(0), np.array([[0.5, -0.5, 0.25, 1.0], [0.1, 0.2, 0.3, 0.4]], dtype=np.float32)
-    with serve(max_batch=2, batch_window_ms=200) as enter:
-        one, two = enter(), enter()
-        one.send(pack({**observation, "prefix/actions": prefix}))
-        without = ask(two, observation)  # in the same batch
-        continued = array_of(unpack(one.recv(30))["actions"])
+    asked = [observation, {**observation, "prefix/actions": prefix}, observation]
+    with serve(max_batch=2) as enter:
+        model = HeldModel(policy)
+        _, continued, without = model.ask_together(enter, asked)
+    assert model.batches == [1, 2]
     np.testing.assert_array_equal(continued[:2], prefix)
     np.testing.assert_allclose(without, expected(policy, [observation], seed=3)[0], atol=1e-5)
     assert not np.allclose(continued[2:], without[2:], atol=1e-3)
@@ -257,66 +287,43 @@ def test_several_clients_at_once_are_each_as_if_alone_to_the_bit(serve, policy):
 
 
 def test_what_waits_for_the_model_is_predicted_in_one_batch_and_as_if_alone(serve, policy):
-    model_is_free, batches = threading.Event(), []
-
-    def wait(_: Any, inputs: tuple) -> None:
-        batches.append(batch_size(inputs))
-        assert model_is_free.wait(30)
-
     observations = [seen(client)[0] for client in range(5)]
     wanted = [expected(policy, [observation], seed=3)[0] for observation in observations]
-    answers: dict[int, np.ndarray] = {}
     with serve(max_batch=3) as enter:
-        policy.model.fusion.register_forward_pre_hook(wait)
-        connections = [enter() for _ in observations]
-        threads = []
-        for client, observation in enumerate(observations):
-            connections[client].send(pack(observation))
-
-            def read(client: int = client) -> None:
-                answers[client] = array_of(unpack(connections[client].recv(30))["actions"])
-
-            threads.append(threading.Thread(target=read))
-            threads[-1].start()
-            while client == 0 and not batches and threads[0].is_alive():  # it is predicted before the others come
-                threads[0].join(0.01)
-        assert_waiting(enter.port, connections)
-        model_is_free.set()
-        for thread in threads:
-            thread.join()
+        model = HeldModel(policy)
+        answers = model.ask_together(enter, observations)
         numbers = get(enter.port, "/metrics")[2]
-    assert batches == [1, 3, 1]
-    for client, actions in answers.items():
-        np.testing.assert_allclose(actions, wanted[client], atol=1e-5)
+    assert model.batches == [1, 3, 1]
+    np.testing.assert_allclose(answers, wanted, atol=1e-5)
     assert 'priorvla_batch_size_bucket{le="2.0"} 2.0' in numbers
     assert 'priorvla_batch_size_bucket{le="4.0"} 5.0' in numbers
 
 
-def assert_waiting(port: int, connections: list[ClientConnection]) -> None:
-    """Every frame that was sent has been read: a ping after it was answered."""
-    for connection in connections:
-        assert connection.ping().wait(10)
-    assert f"priorvla_clients {len(connections)}.0" in get(port, "/metrics")[2]
+def test_nobody_is_served_twice_before_somebody_who_waited(serve, monkeypatch):
+    asked: list[int] = []  # sessions, in the order in which they came to the queue
+    predicted: list[int] = []
+    ask_worker, predict = BatchingWorker.ask, SessionModel.predict
 
+    def note_request(worker: BatchingWorker, session: Any, request: Any) -> Any:
+        assert asked.count(id(session)) == predicted.count(id(session))  # it has no other request in the queue
+        asked.append(id(session))
+        return ask_worker(worker, session, request)
 
-def test_nobody_is_served_twice_before_somebody_who_waited(serve, policy):
-    order: list[int] = []
-    lock = threading.Lock()
+    def note_prediction(model: SessionModel, sessions: Any, requests: Any) -> Any:
+        predicted.extend(map(id, sessions))
+        return predict(model, sessions, requests)
+
+    monkeypatch.setattr(BatchingWorker, "ask", note_request)
+    monkeypatch.setattr(SessionModel, "predict", note_prediction)
     with serve(max_batch=2, rate_limit=1e6) as enter:
-
-        def live(client: int, connection: ClientConnection) -> None:
-            for observation in seen(client, 12):
-                ask(connection, observation)
-                with lock:
-                    order.append(client)
-
-        threads = [threading.Thread(target=live, args=(client, enter())) for client in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    done = np.cumsum(np.eye(4, dtype=int)[order], axis=0)
-    assert (np.ptp(done[:40], axis=1) <= 3).all()  # replies of two batches may be read in any order
+        connections = [enter() for _ in range(4)]
+        for observation in [observation for _ in range(6) for observation in seen(0)]:  # without waiting for replies
+            for connection in connections:
+                connection.send(pack(observation))
+        for connection in connections:
+            for _ in range(6):
+                assert array_of(unpack(connection.recv(30))["actions"]).shape == (6, 4)
+    assert predicted == asked and len(asked) == 24
 
 
 def test_a_reset_begins_the_noise_anew_and_another_seed_is_another_noise(serve):
@@ -371,14 +378,13 @@ def test_where_a_batch_fails_each_gets_what_it_gives_alone(serve, policy):
         if batch_size(inputs) > 1:
             raise RuntimeError("out of memory")
 
-    observations = [seen(client)[0] for client in range(3)]
+    observations = [seen(client)[0] for client in range(4)]
     wanted = [expected(policy, [observation], seed=3)[0] for observation in observations]
-    with serve(max_batch=4, batch_window_ms=200) as enter:
+    with serve(max_batch=4) as enter:
+        model = HeldModel(policy)
         policy.model.fusion.register_forward_pre_hook(fail)
-        connections = [enter() for _ in observations]
-        for connection, observation in zip(connections, observations, strict=True):
-            connection.send(pack(observation))
-        answers = [array_of(unpack(connection.recv(30))["actions"]) for connection in connections]
+        answers = model.ask_together(enter, observations)
+    assert model.batches == [1, 3, 1, 1, 1]
     np.testing.assert_array_equal(answers, wanted)
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from priorvla.configuration.embodiment import Embodiment
 from priorvla.deployment.serving.client_requests import BadRequestError, RequestReader
 
-ARM = Embodiment("arm", ["x", "y"], ["a", "b", "c"], 10.0, cameras=["top", "wrist"])
+_RANDOM = np.random.default_rng(0)
+ARM = Embodiment("arm", ["x", "y"], ["a", "b", "c"], 10.0, cameras=["top", "wrist"]).with_statistics(
+    _RANDOM.normal(size=(50, 3)), _RANDOM.normal(size=(50, 2))
+)
 PICTURES = {
     "top": np.full((4, 6, 3), 10, dtype=np.uint8),
     "wrist": np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3),
@@ -57,7 +62,7 @@ def test_cameras_may_be_named_flat_or_nested_and_heights_may_come_last(reader):
 
 
 def test_a_cameras_own_name_goes_before_its_place():
-    wrist_first = Embodiment("arm", ["x"], ["a", "b", "c"], 10.0, cameras=["wrist_image", "image"])
+    wrist_first = replace(ARM, cameras=["wrist_image", "image"])
     read = RequestReader(wrist_first, chunk_size=6, language=False).read(request())
     np.testing.assert_array_equal(read.observation["images"]["wrist_image"], PICTURES["wrist"])
     np.testing.assert_array_equal(read.observation["images"]["image"], PICTURES["top"])
@@ -102,6 +107,11 @@ REFUSED = {
     "a ragged state": ({"observation__state": [1, [2, 3]]}, "observation/state"),
     "a state that is not a number": ({"observation__state": [1, 2, float("nan")]}, "not finite"),
     "a state beyond float32": ({"observation__state": [1, 2, 1e300]}, "not finite"),
+    "a state that no robot measures": (
+        {"observation__state": [1, 2, 3e38]},
+        "observation/state is more than 1e.06 ranges",
+    ),
+    "a prefix that no robot does": ({"prefix__actions": np.full((2, 2), 3e38)}, "prefix/actions is more than"),
     "no first camera": ({"observation__image": None}, "camera 'top' is missing: .*observation/images/top or .*"),
     "no second camera": ({"observation__wrist_image": None}, "camera 'wrist' is missing"),
     "a float image": ({"observation__image": picture / 255}, "float64 array: multiply by 255 .* send uint8"),
@@ -122,6 +132,18 @@ REFUSED = {
     "half a past": ({"executed__states": np.zeros((2, 3))}, "belong together"),
     "a prefix longer than a chunk": ({"prefix__actions": np.zeros((7, 2))}, "7 steps: a chunk has 6"),
     "another robot's prefix": ({"prefix__actions": np.zeros((3, 7))}, r"shape \(3, 7\): send \(n, 2\)"),
+    "a past that no robot measured": (
+        {"executed__states": np.full((2, 3), -3e38), "executed__actions": np.zeros((2, 2))},
+        "executed/states is more than",
+    ),
+    "a past that no robot did": (
+        {"executed__states": np.zeros((2, 3)), "executed__actions": np.full((2, 2), 3e38)},
+        "executed/actions is more than",
+    ),
+    "a past without an end": (
+        {"executed__states": np.zeros((4097, 3)), "executed__actions": np.zeros((4097, 2))},
+        "executed/states has 4097 steps: send the last 4096",
+    ),
     "a past of two lengths": (
         {"executed__states": np.zeros((2, 3)), "executed__actions": np.zeros((3, 2))},
         r"executed/actions has shape \(3, 2\): send \(2, 2\)",

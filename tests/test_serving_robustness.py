@@ -102,14 +102,16 @@ def serve(policy):
 
 @pytest.fixture
 def busy_model(policy):
-    """While the event is not set, predictions wait; `began` counts those that have begun."""
+    """While the event is not set, predictions wait; `began` and `ended` count those that have begun to and ended."""
     free = threading.Event()
     free.set()
-    free.began = 0
+    free.began = free.ended = 0
 
     def wait(*_: Any) -> None:
         free.began += 1
-        assert free.wait(30)
+        is_free = free.wait(30)
+        free.ended += 1
+        assert is_free
 
     handle = policy.model.fusion.register_forward_pre_hook(wait)
     yield free
@@ -214,8 +216,9 @@ def test_clients_who_vanish_in_the_middle_of_anything_harm_nobody(serve, busy_mo
 
 
 def test_a_request_that_takes_too_long_is_an_error_and_the_next_is_served(serve, busy_model):
-    with serve(limits={"request_timeout": 0.2}) as served:
+    with serve() as served:
         busy_model.clear()
+        set_timeout(served, 0.2)
         with served.enter() as one, served.enter() as two:
             one.send(encode(OBSERVATION))
             two.send(encode(OBSERVATION))
@@ -223,8 +226,35 @@ def test_a_request_that_takes_too_long_is_an_error_and_the_next_is_served(serve,
             assert "no answer after 0.2 s" in refused(two)
         busy_model.set()
         served.until('errors_total{kind="timeout"}', 2)
-    with serve() as served:
+        set_timeout(served, 30)
         served.require_unharmed()
+
+
+def set_timeout(served: Served, seconds: float) -> None:
+    """Of a server that runs: what a busy machine has to answer in time is asked with another."""
+    object.__setattr__(served.server.limits, "request_timeout", seconds)
+
+
+def test_a_server_that_stops_does_not_wait_for_a_prediction_that_nobody_waits_for(serve, busy_model):
+    with serve() as served, served.enter() as connection:
+        busy_model.clear()
+        before = busy_model.ended
+        set_timeout(served, 0.2)
+        connection.send(encode(OBSERVATION))
+        assert "no answer" in refused(connection)
+        set_timeout(served, 30)
+    assert busy_model.ended == before
+
+
+def test_a_server_that_stops_does_not_wait_for_a_client_who_has_asked_too_often(serve):
+    with serve(limits={"rate_limit": 0.05}) as served:
+        connection = served.enter()
+        served.actions(connection)
+        connection.send(encode(OBSERVATION))
+        served.until("throttled_requests_total", 1)
+    with pytest.raises(ConnectionClosed) as closed:
+        connection.recv(10)
+    assert closed.value.rcvd.code == 1001
 
 
 def test_a_message_beyond_the_limit_closes_its_connection(serve):
@@ -291,6 +321,19 @@ def test_a_web_page_of_another_place_cannot_connect(serve):
         assert foreign.value.response.status_code == 403
         with served.enter(origin=f"http://127.0.0.1:{served.port}") as connection:
             served.actions(connection)
+
+
+@pytest.mark.parametrize(("name", "is_let_in"), [("evil.example", False), ("localhost", True), ("127.0.0.1", True)])
+def test_a_web_page_whose_name_means_this_machine_cannot_connect(serve, name, is_let_in):
+    with serve() as served, socket.create_connection(("127.0.0.1", served.port)) as raw:
+        place = f"{name}:{served.port}"
+        if is_let_in:
+            with connect(f"ws://{place}", sock=raw, origin=f"http://{place}", proxy=None) as connection:
+                assert decode(connection.recv(10))["embodiment"] == "arm"
+        else:
+            with pytest.raises(InvalidStatus) as foreign:
+                connect(f"ws://{place}", sock=raw, origin=f"http://{place}", proxy=None).__enter__()
+            assert foreign.value.response.status_code == 403
 
 
 def test_only_who_has_the_key_comes_in(policy):

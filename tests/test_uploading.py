@@ -165,6 +165,41 @@ def test_something_else_in_a_repository_is_never_replaced(hub, prior):
     assert writes(hub) == []
 
 
+def test_replacing_a_checkpoint_leaves_other_files_of_the_repository(hub, prior):
+    publish(*prior, REPO, license="mit", metrics={"loss": 1.0})
+    for place in ("demo.mp4", "LICENSE", "films/loss.png"):
+        HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo=place, repo_id=REPO)
+    publish(*prior, REPO, license="mit", overwrite=True)
+    files = hub.opened("models", REPO).head().files
+    assert {"demo.mp4", "LICENSE", "films/loss.png", "model.safetensors"} <= set(files)
+    assert "metrics.json" not in files, "it spoke of the old weights"
+
+
+def test_a_branch_of_a_private_repository_does_not_make_it_public(hub, prior):
+    publish(*prior, REPO, license="mit")
+    HfApi().create_branch(REPO, branch="open")
+    with pytest.raises(ValueError, match=r"is private, and a branch of it cannot be public alone.*--public"):
+        publish(*prior, REPO, license="mit", private=False, revision="open", overwrite=True)
+    assert hub.opened("models", REPO).private and commits(hub) == ["Publish a checkpoint"]
+    publish(*prior, REPO, license="mit", private=False, revision="main", overwrite=True)
+    assert not hub.opened("models", REPO).private
+
+
+def test_settings_that_the_hub_does_not_change_are_told_apart_from_the_commit(hub, prior):
+    publish(*prior, REPO, license="mit")
+    hub.faults.append(hub.Fault("/settings", status=403, times=9))
+    with pytest.raises(OSError, match=rf"the checkpoint is at http.*/commit/.*, but {REPO} is still private"):
+        publish(*prior, REPO, license="apache-2.0", overwrite=True, private=False)
+    assert commits(hub) == ["Publish a checkpoint", "Replace the checkpoint"]
+
+
+def test_the_hub_refuses_a_licence_that_it_does_not_list(hub):
+    HfApi().create_repo(REPO)
+    card = b"---\nlicense: my-own\n---\n"
+    with pytest.raises(ValueError, match="license"):
+        HfApi().upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=REPO)
+
+
 def test_a_branch_is_committed_to_when_there_is_one(hub, prior):
     with pytest.raises(ValueError, match=r"no branch 'tuned'.*create_branch"):
         publish(*prior, REPO, license="mit", revision="tuned")
@@ -302,6 +337,12 @@ def test_of_a_model_with_an_adapter_the_adapter_alone_is_published_beside_its_ba
     with pytest.raises(ValueError, match=r"base is 'base', which nobody else has.*--base-model"):
         publish(model, processor, "me/adapter", license="mit")
     assert hub.requests == []
+    with pytest.raises(ValueError, match=r"base me/base is not on the Hub"):
+        publish(model, processor, "me/adapter", license="mit", base_model="me/base")
+    with pytest.raises(ValueError, match=r"base is me/adapter, the repository that it would be published to"):
+        publish(model, processor, "me/adapter", license="mit", base_model="me/adapter")
+    assert writes(hub) == []
+    base = publish(PriorVLAModel.from_pretrained(source, backbone=None), processor, "me/base", license="mit")
     run = publish(model, processor, tmp_path / "run", license="other", base_model="me/base", metrics={"eval_loss": 1})
     publish(model, processor, "me/adapter", license="mit", base_model="me/base")
     assert main(["publish", str(run), "me/again", "--license", "mit"]) == 0
@@ -310,7 +351,8 @@ def test_of_a_model_with_an_adapter_the_adapter_alone_is_published_beside_its_ba
         there = {file.name for file in folder.iterdir()}
         assert {"adapter_config.json", "adapter_model.safetensors", "config.json", "embodiments.json"} <= there
         assert "model.safetensors" not in there
-        assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "me/base"
+        told = json.loads((folder / "adapter_config.json").read_text())
+        assert (told["base_model_name_or_path"], told["revision"]) == ("me/base", base.oid), "as it is now"
         card = load_card(folder)
         assert {"vla", "lora"} <= set(card.data.tags)
-        assert (card.data.base_model[0], card.data["base_model_relation"]) == ("me/base", "adapter")
+        assert (card.data.base_model, card.data["base_model_relation"]) == ("me/base", "adapter"), "no backbone beside"

@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ..modeling_priorvla.adapters import require_policy, require_reversible
 from ..modeling_priorvla.adding_embodiments import embodiment_index
 from ..modeling_priorvla.attached_backbone import TRAINED
 from ..modeling_priorvla.backbone_training import attention_maps
 from ..modeling_priorvla.layers import EmbodimentLinear, SoftTokens
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
-from .finetune_options import ADAPTER_PRESETS
+from .finetune_options import ADAPTER_PRESETS, DEFAULT_RANK
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -25,7 +26,7 @@ def lora_config(
     preset: str = "all",
     embodiments: Iterable[str] = (),
     *,
-    rank: int = 16,
+    rank: int = DEFAULT_RANK,
     alpha: int | None = None,
     **fields: Any,
 ) -> LoraConfig:
@@ -39,8 +40,9 @@ def lora_config(
         fields: further ones of `LoraConfig`, over these: `use_dora`, `use_rslora`, `lora_dropout`, ...
 
     Raises:
-        ValueError: on an unknown preset, body or field, a rank below 1, or when a backbone is wanted that is not
-            attached or in which no attention map is known.
+        ValueError: when the model is no policy; on an unknown preset, body or field, one that would change the base's
+            own weights, or a rank below 1; when a backbone is wanted that is not attached or in which no attention map
+            is known.
         ImportError: when peft is not installed.
     """
     try:
@@ -48,6 +50,7 @@ def lora_config(
     except ImportError as error:
         raise ImportError("adapters need peft: run pip install 'priorvla[peft]'") from error
 
+    require_policy(model)
     if preset not in ADAPTER_PRESETS:
         raise ValueError(f"preset={preset!r} is unknown, use {', '.join(ADAPTER_PRESETS)}")
     if rank < 1:
@@ -65,7 +68,9 @@ def lora_config(
         "target_modules": "|".join(targets),
         "modules_to_save": _own_modules(model, embodiments) or None,
     }
-    return LoraConfig(**{**settings, **fields})
+    config = LoraConfig(**{**settings, **fields})
+    require_reversible(config)
+    return config
 
 
 def backbone_targets(model: PriorVLAModel) -> str:

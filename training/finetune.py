@@ -15,7 +15,9 @@ from transformers import AutoConfig, set_seed
 
 from ..configuration.embodiment import Embodiment
 from ..hub_cards.checkpoints import kind_of, split_revision
-from ..modeling_priorvla.adapters import ADAPTER_CONFIG_FILE, adapter_place, commit_of
+from ..hub_cards.published_base import published_base
+from ..modeling_priorvla.adapter_places import adapter_place, commit_of
+from ..modeling_priorvla.adapters import ADAPTER_CONFIG_FILE
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from .adapter_presets import lora_config
@@ -42,8 +44,8 @@ def finetune(options: FinetuneOptions) -> VLATrainer:
     end it is measured whether the policy listens, if it was given more than one instruction.
 
     Raises:
-        ValueError: when the base is no policy, is an adapter itself, or has no slots for as many cameras; and as
-            `lora_config`, `fit_embodiments` and `VLATrainer`.
+        ValueError: when the base is no policy, is an adapter itself, has no slots for as many cameras, or cannot be
+            found by others although the adapter is to be pushed; and as `lora_config`, `fit_embodiments`, `VLATrainer`.
     """
     options.check()
     adapted = options.preset in ADAPTER_PRESETS
@@ -53,6 +55,8 @@ def finetune(options: FinetuneOptions) -> VLATrainer:
     )
     base = _Base.of(options)
     base.require_policy()
+    if adapted and arguments.push_to_hub:
+        published_base(base.name, None)  # refused before images are encoded
     sources, weights = load_sources(options.datasets, frames=True)
     parts = [split_episodes(named(source, options.embodiment), options.holdout, options.seed) for source in sources]
     training, held_out = [part[0] for part in parts], [part[1] for part in parts if len(part[1])]
@@ -190,6 +194,11 @@ def _meet(
                 "tell the most"
             )
     new = [robot for robot in fitted if robot.name not in known]
+    if options.like is not None and not new:
+        raise ValueError(
+            f"--like {options.like} is for a new robot, and the base {options.base} knows {fitted[0].name!r}: leave it "
+            "out, or give another --embodiment"
+        )
     for robot in new:
         model.add_embodiment(robot.name, robot.model_action_dim, robot.model_state_dim, like=options.like)
         print(f"new for {options.base}: {robot.name}", file=sys.stderr)

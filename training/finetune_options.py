@@ -12,6 +12,7 @@ from .run_options import RunOptions
 
 ADAPTER_PRESETS = ("expert", "backbone", "all")  # LoRA beside these layers
 WHOLE_PRESETS = ("expert-only", "full")  # a checkpoint of its own comes out
+DEFAULT_RANK = 16
 OPTIONS_OF_LORA = {
     "r": "--rank",
     "lora_alpha": "--alpha",
@@ -44,7 +45,7 @@ class FinetuneOptions(RunOptions):
     base: str | None = None
     embodiment: str | None = None
     preset: str = "all"
-    rank: int = 16
+    rank: int = DEFAULT_RANK
     alpha: int | None = None
     lora: Mapping[str, Any] | None = None
     like: str | None = None
@@ -78,8 +79,12 @@ class FinetuneOptions(RunOptions):
             raise ValueError(f"model.{min(self.model)} cannot be set: the policy is the base's")
         if clash := sorted(OPTIONS_OF_LORA.keys() & (self.lora or {}).keys()):
             raise ValueError(f"lora.{clash[0]} is an option of the command itself: give {OPTIONS_OF_LORA[clash[0]]}")
-        if self.preset in WHOLE_PRESETS and self.lora:
-            raise ValueError(f"lora is of adapters, and --preset {self.preset} trains whole weights: leave it out")
+        if self.preset in WHOLE_PRESETS:
+            given = {"lora": self.lora, "--rank": self.rank != DEFAULT_RANK, "--alpha": self.alpha is not None}
+            for option in (option for option, value in given.items() if value):
+                raise ValueError(
+                    f"{option} is of adapters, and --preset {self.preset} trains whole weights: leave it out"
+                )
         require_checkpoint(split_revision(self.base)[0], "--base")
 
 

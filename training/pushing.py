@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,17 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
+from ..hub_cards.adapter_facts import adapter_config
 from ..hub_cards.card import load_card
+from ..hub_cards.licenses import require_license
+from ..hub_cards.published_base import published_base, with_published_base
 from ..hub_cards.published_card import published_card
-from ..hub_cards.publishing import REPORT_FILE, copy_model, publish_files, published_base
-from ..hub_cards.uploading import repository_id, require_place, upload_checkpoint
+from ..hub_cards.publishing import REPORT_FILE, copy_model, publish_files
+from ..hub_cards.uploading import Upload, digests, repository_id, require_place, upload_checkpoint
 from ..modeling_priorvla.adapters import adapters_in
-from .stage_arguments import NO_LICENSE, StageTrainingArguments
+from .stage_arguments import StageTrainingArguments
 
-PUSHED_FILE = "pushed.json"  # in the run's folder: the repository that it has pushed to, and may replace
+PUSHED_FILE = "pushed.json"  # in the run's folder: by repository and branch what it has pushed last, and may replace
 CARD_VALUES = ("license", "metrics", "name", "base_model")
 
 logger = logging.get_logger(__name__)
@@ -55,13 +59,17 @@ class PushesToHub(Trainer):
         if not self.is_world_process_zero():
             return
         args = self.args
-        self._require_pushable()
+        self._require_processor()
         token = args.hub_token if token is None else token
+        adapter = adapter_config(self.model)
+        if adapter is not None:
+            published_base(adapter.get("base_model_name_or_path"), None)  # before the Hub is asked anything
         self.hub_model_id = repo = repository_id(args.hub_model_id or self._folder.absolute().name, token)
-        if self._is_ours(repo):
-            return
+        if adapter is not None:
+            with_published_base(adapter, None, repo, token)
+        earlier, revision = self._earlier(repo, args.hub_revision), args.hub_revision
         try:
-            require_place(repo, private=self._private(private), token=token, revision=args.hub_revision)
+            require_place(repo, private=self._private(private), earlier=earlier, token=token, revision=revision)
         except FileExistsError as error:
             raise FileExistsError(
                 f"{error}. With push_to_hub=True a run replaces what it has pushed itself and nothing else: choose "
@@ -83,9 +91,9 @@ class PushesToHub(Trainer):
         """Saves the model into the run's folder and publishes it from there, with the run's metrics and report.
 
         It goes to `args.hub_model_id` (`owner/name`, or a bare name of your own account; default: the name of the run's
-        folder). What this run has pushed there is replaced, also when the run was resumed, and stays readable under its
-        commit. A checkpoint that the run has not pushed is replaced only with `overwrite`: somebody may be using it.
-        Anything else in the repository is never touched.
+        folder). What this run has pushed to that branch is replaced, also when the run was resumed, and stays readable
+        under its commit. A checkpoint that the run has not pushed, or that somebody has changed since, is replaced only
+        with `overwrite`: somebody may be using it. Anything else in the repository is never touched.
 
         Every process calls it, the first one uploads.
 
@@ -110,9 +118,10 @@ class PushesToHub(Trainer):
             raise ValueError(f"push_to_hub has no argument {unknown[0]!r}; the card is told {', '.join(CARD_VALUES)}")
         values = {name: value for name, value in card_values.items() if value is not None}
         license = values.pop("license", self.args.license)  # noqa: A001
-        if license == NO_LICENSE:
-            raise ValueError("license is missing: name the weights' licence, for example license='apache-2.0'")
-        self._require_pushable(values.get("base_model"))
+        require_license(license, decided=True)
+        self._require_processor()
+        if (adapter := adapter_config(self.model)) is not None:
+            published_base(adapter.get("base_model_name_or_path"), values.get("base_model"))
         if "metrics" in values:
             self.card_facts["metrics"] = dict(values["metrics"])
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
@@ -180,21 +189,29 @@ class PushesToHub(Trainer):
         assert repo is not None
         staging = Path(tempfile.mkdtemp(prefix="priorvla-push-"))
         try:
-            self._stage(saved, staging / "checkpoint", repo, license, values)
+            self._stage(saved, staging / "checkpoint", repo, license, values, upload["token"])
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
-        later = _later(saved, repo, license, values.get("base_model"), upload)
+        later = _later(self._folder, repo, license, values.get("base_model"), upload)
         self._last_upload = self._uploads.submit(self._upload, staging, repo, later, **upload)
         return self._last_upload
 
-    def _stage(self, saved: Path, folder: Path, repo: str, license: str, values: Mapping[str, Any]) -> None:  # noqa: A002
+    def _stage(
+        self,
+        saved: Path,
+        folder: Path,
+        repo: str,
+        license: str,  # noqa: A002
+        values: Mapping[str, Any],
+        token: str | None,
+    ) -> None:
         config, bodies = self.model.config, self.processor.embodiments
         metrics, report = self.card_facts.get("metrics"), saved / REPORT_FILE
-        added = {"metrics": metrics, "name": values.get("name"), "base_model": values.get("base_model")}
-        adapted = adapters_in(self.model) is not None
+        base, adapted = values.get("base_model"), adapters_in(self.model) is not None
+        added = {"metrics": metrics, "name": values.get("name"), "base_model": base}
         publish_files(
-            lambda place: copy_model(saved, place, config, values.get("base_model")),
+            lambda place: copy_model(saved, place, config, adapted=adapted, base=base, repo=repo, token=token),
             self.processor,
             folder,
             card=lambda _: published_card(config, load_card(saved), license, bodies, 0, repo, added, adapted),
@@ -204,14 +221,15 @@ class PushesToHub(Trainer):
             pictures=saved,
         )
 
-    def _upload(self, staging: Path, repo: str, later: str, overwrite: bool = False, **upload: Any) -> CommitInfo:
+    def _upload(self, staging: Path, repo: str, later: str, **upload: Any) -> CommitInfo:
+        folder, revision = staging / "checkpoint", upload["revision"]
+        earlier = self._earlier(repo, revision)
         try:
-            if not self._is_ours(repo):
-                place = {name: upload[name] for name in ("private", "token", "revision")}
-                require_place(repo, overwrite=overwrite, **place)
-                # before the upload: when only the answer is lost, all of it is there
-                (self._folder / PUSHED_FILE).write_text(json.dumps({"repository": repo}) + "\n", encoding="utf-8")
-            return upload_checkpoint(staging / "checkpoint", repo, overwrite=True, **upload)
+            # before the upload: when only its answer is lost, the files tell that what is there is ours
+            self._remember(repo, revision, Upload(earlier.commit if earlier else None, digests(folder)))
+            commit = upload_checkpoint(folder, repo, earlier=earlier, **upload)
+            self._remember(repo, revision, Upload(commit.oid))
+            return commit
         except OSError as error:
             raise type(error)(f"{error}. The checkpoint is on this disk; to publish it later: {later}") from error
         finally:
@@ -231,16 +249,21 @@ class PushesToHub(Trainer):
     def _private(self, asked: bool | None) -> bool:
         return (self.args.hub_private_repo is not False) if asked is None else asked
 
-    def _is_ours(self, repo: str) -> bool:
-        file = self._folder / PUSHED_FILE
-        return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["repository"] == repo
+    def _earlier(self, repo: str, revision: str | None) -> Upload | None:
+        told = self._pushed().get(f"{repo}@{revision or 'main'}")
+        return Upload(**told) if told else None
 
-    def _require_pushable(self, base: str | None = None) -> None:
+    def _remember(self, repo: str, revision: str | None, upload: Upload) -> None:
+        told = {**self._pushed(), f"{repo}@{revision or 'main'}": asdict(upload)}
+        (self._folder / PUSHED_FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+    def _pushed(self) -> dict[str, Any]:
+        file = self._folder / PUSHED_FILE
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    def _require_processor(self) -> None:
         if self.processor is None:
             raise ValueError("a checkpoint is published with its processor: pass processor= to the Trainer")
-        adapters = adapters_in(self.model)
-        if adapters is not None:
-            published_base(adapters.peft_config[adapters.active_adapter].base_model_name_or_path, base)
 
 
 def _warn(error: BaseException | None) -> None:
@@ -248,9 +271,13 @@ def _warn(error: BaseException | None) -> None:
         logger.warning(f"the training goes on without this push: {error}")
 
 
-def _later(saved: Path, repo: str, license: str, base: str | None, upload: Mapping[str, Any]) -> str:  # noqa: A002
-    """The command that publishes what is in `saved` when the Hub can be reached again."""
-    words = ["priorvla", "publish", str(saved), repo, "--license", license, "--overwrite"]
+def _later(run: Path, repo: str, license: str, base: str | None, upload: Mapping[str, Any]) -> str:  # noqa: A002
+    """The command that publishes what is in the folder `run` when the Hub can be reached again.
+
+    Of a save during the training, too: its own folder may be deleted by then.
+    """
+    words = ["priorvla", "publish", str(run), repo, "--license", license]
+    words += ["--overwrite"] if upload.get("overwrite") else []
     words += ["--base-model", base] if base else []
     words += [] if upload["private"] else ["--public"]
     words += ["--revision", upload["revision"]] if upload["revision"] else []

@@ -8,7 +8,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-NO_LICENSE = "unknown"
+from ..hub_cards.licenses import UNKNOWN, require_license
+
 PUSH_STRATEGIES = (HubStrategy.END, HubStrategy.EVERY_SAVE)
 
 
@@ -16,8 +17,8 @@ PUSH_STRATEGIES = (HubStrategy.END, HubStrategy.EVERY_SAVE)
 class StageTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the defaults that small robot models want, and an EMA.
 
-    Raises ValueError when `ema_decay` is outside [0, 1), the licence is missing with `push_to_hub`, or `hub_strategy`
-    is one that uploads the optimizer's state.
+    Raises ValueError when `ema_decay` is outside [0, 1), the licence is none of the Hub's or missing with
+    `push_to_hub`, or `hub_strategy` is one that uploads the optimizer's state.
     """
 
     ema_decay: float = field(
@@ -28,7 +29,7 @@ class StageTrainingArguments(TrainingArguments):
         },
     )
     license: str = field(
-        default=NO_LICENSE,
+        default=UNKNOWN,
         metadata={"help": "The Hub's identifier of the weights' licence, for the card; yours to decide."},
     )
     hub_strategy: HubStrategy | str = field(
@@ -76,11 +77,12 @@ class StageTrainingArguments(TrainingArguments):
                 f"hub_strategy={HubStrategy(self.hub_strategy).value!r} uploads the optimizer's state, pickled: use "
                 "'end' or 'every_save', and keep the run's folder to resume from"
             )
-        if self.push_to_hub and self.license == NO_LICENSE:
+        require_license(self.license)
+        if self.push_to_hub and self.license == UNKNOWN:
             raise ValueError(
                 "push_to_hub=True needs license=: name the weights' licence by the Hub's identifier, such as "
                 "'apache-2.0'"
             )
 
 
-__all__ = ["NO_LICENSE", "StageTrainingArguments"]
+__all__ = ["StageTrainingArguments"]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..hub_cards.adapter_facts import adapter_config
 from ..hub_cards.checkpoints import split_revision
+from ..modeling_priorvla.adapter_bodies import ids_alone, own_bodies
 from ..modeling_priorvla.adapters import adapter_tensors, adapters_in, adapts_backbone, add_adapter
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from .adapter_training import TrainsAdapters
@@ -115,6 +116,12 @@ def _put_in(model: PriorVLAModel, peft_config: LoraConfig, args: VLATrainingArgu
             "adapter, so that nothing can be distilled from it: leave it out"
         )
     args.distillation_steps = 0
+    names, kept = model.config.expert.embodiments, ids_alone(model, own_bodies(peft_config))
+    if left := [name for index, name in enumerate(names) if index not in kept]:
+        raise ValueError(
+            f"embodiment {left[0]!r} was added to the base and is not trained: name it in lora_config(embodiments=), "
+            "or load the base anew"
+        )
     base, revision = split_revision(run.get("base_model") or "")
     peft_config.revision = revision or peft_config.revision
     add_adapter(model, peft_config, base=base or None)

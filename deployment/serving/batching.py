@@ -61,11 +61,14 @@ class BatchingWorker:
         return answer
 
     async def run(self) -> None:
-        """Predicts until it is cancelled."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="priorvla-model") as thread:
+        """Predicts until it is cancelled; does not wait for what the model still does then."""
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="priorvla-model")
+        try:
             while True:
                 if jobs := await self._next_jobs():
                     await self._predict(jobs, thread)
+        finally:
+            thread.shutdown(wait=False, cancel_futures=True)
 
     async def _next_jobs(self) -> dict[asyncio.Future[Prediction], _Job]:
         """The first of those who wait; empty where all of them have given up."""

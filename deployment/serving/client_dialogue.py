@@ -49,14 +49,15 @@ class ClientDialogue:
         self._connection, self._service = connection, service
         self._session = service.model.policy.new_session(service.seed)
         self._bucket = TokenBucket(service.limits.rate_limit)
-        self._busy, self._leaving = False, False
+        self._busy = False
+        self._leaving: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
         """Until the client leaves, does something wrong, or `leave` is called."""
         gone = asyncio.ensure_future(self._connection.wait_closed())
         try:
             await self._connection.send(self._service.metadata)
-            while not self._leaving:
+            while not self._leaving.done():
                 frame = await self._connection.recv()
                 self._busy = True
                 if not await self._serve(frame, gone):
@@ -71,7 +72,7 @@ class ClientDialogue:
 
     async def leave(self) -> None:
         """Ends the dialogue: at once, or after the reply that is being made."""
-        self._leaving = True
+        self._leaving.set_result(None)
         if not self._busy:
             await self._say_goodbye()
 
@@ -79,11 +80,13 @@ class ClientDialogue:
         await self._connection.close(CloseCode.GOING_AWAY, "the server is shutting down")
 
     async def _serve(self, frame: Any, gone: asyncio.Future[None]) -> bool:
-        """Answers one frame; whether the dialogue goes on."""
+        """Answers one frame, unless we leave while it waits for its turn; whether the dialogue goes on."""
         metrics, began = self._service.metrics, time.perf_counter()
         if delay := self._bucket.take():
             metrics.throttled.inc()
-            await asyncio.wait([gone], timeout=delay)
+            await asyncio.wait([gone, self._leaving], timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+            if self._leaving.done():
+                return True
         try:
             prediction = await self._predict(frame, gone)
         except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from ...configuration.embodiment import Embodiment
 POSITIONAL_KEYS = ("observation/image", "observation/wrist_image")
 MAX_PROMPT = 2000  # characters; what a model reads is far shorter
 MAX_SEED = 2**63 - 1
+MAX_STEPS = 4096  # of a past; no model looks back so far
+MAX_NORMALIZED = 1e6  # ranges of the training data; far beyond any sensor, and far below where float32 overflows
 
 
 class BadRequestError(ValueError):
@@ -77,14 +79,18 @@ class RequestReader:
             if not reset:
                 raise BadRequestError("seed belongs to the beginning of an episode: send reset: true with it")
             seed = int(seed)
-        return Request(self._observation(message), bool(reset), seed, self._executed(message), self._prefix(message))
+        observation = self._observation(message)
+        prefix = self._prefix(message, observation["state"])
+        return Request(observation, bool(reset), seed, self._executed(message), prefix)
 
     def _observation(self, message: Mapping[str, Any]) -> dict[str, Any]:
         key = "observation/state" if "observation/state" in message else "state"
         if key not in message:
             raise BadRequestError(f"observation/state is missing: send the {self._body.state_dim} numbers of the state")
         images = {camera: self._image(message, camera) for camera in self._body.cameras}
-        observation = {"state": _numbers(message[key], (self._body.state_dim,), key), "images": images}
+        state = _numbers(message[key], (self._body.state_dim,), key)
+        self._require_plausible(key, self._body.normalize_state, state)
+        observation = {"state": state, "images": images}
         return {**observation, "instruction": self._prompt(message)} if self._language else observation
 
     def _image(self, message: Mapping[str, Any], camera: str) -> NDArray[np.uint8]:
@@ -117,20 +123,39 @@ class RequestReader:
             return None
         if states is None or actions is None:
             raise BadRequestError("executed/states and executed/actions belong together: send both, a row a step")
-        read = _numbers(states, (None, self._body.state_dim), "executed/states")
-        return read, _numbers(actions, (len(read), self._body.action_dim), "executed/actions")
+        states = _numbers(states, (None, self._body.state_dim), "executed/states")
+        actions = _numbers(actions, (len(states), self._body.action_dim), "executed/actions")
+        if len(states):
+            self._require_plausible("executed/states", self._body.normalize_state, states)
+            self._require_plausible("executed/actions", self._body.normalize_actions, actions, states[0])
+        return states, actions
 
-    def _prefix(self, message: Mapping[str, Any]) -> NDArray[np.float32] | None:
+    def _prefix(self, message: Mapping[str, Any], state: NDArray[np.float32]) -> NDArray[np.float32] | None:
         if "prefix/actions" not in message:
             return None
         prefix = _numbers(message["prefix/actions"], (None, self._body.action_dim), "prefix/actions")
         if len(prefix) > self._chunk_size:
             raise BadRequestError(f"prefix/actions has {len(prefix)} steps: a chunk has {self._chunk_size}")
+        if len(prefix):
+            self._require_plausible("prefix/actions", self._body.normalize_actions, prefix, state)
         return prefix
+
+    def _require_plausible(self, key: str, normalize: Callable[..., NDArray[Any]], *values: NDArray[Any]) -> None:
+        """Refuses what no robot measures or does: the model would make no number of it, for the whole batch."""
+        try:
+            with np.errstate(over="ignore"):
+                normalized = np.abs(normalize(*values))
+        except ValueError as error:  # numbers that are no rotation
+            raise BadRequestError(f"{key}: {error}") from None
+        if not (normalized <= MAX_NORMALIZED).all():
+            raise BadRequestError(
+                f"{key} is more than {MAX_NORMALIZED:g} ranges of the training data away from them: send the units of "
+                "the training data"
+            )
 
 
 def _numbers(value: Any, shape: tuple[int | None, ...], key: str) -> NDArray[np.float32]:
-    """`value`, an array or lists, as float32 of `shape`, in which None admits any length."""
+    """`value`, an array or lists, as float32 of `shape`, in which None admits up to `MAX_STEPS`."""
     try:
         array = np.asarray(value)
     except ValueError:  # lists of different lengths
@@ -139,6 +164,8 @@ def _numbers(value: Any, shape: tuple[int | None, ...], key: str) -> NDArray[np.
         raise BadRequestError(f"{key} is a {_kind(value)}: send {_shown(shape)} numbers")
     if array.ndim != len(shape) or any(want not in (None, got) for got, want in zip(array.shape, shape, strict=True)):
         raise BadRequestError(f"{key} has shape {array.shape}: send {_shown(shape)}")
+    if array.size and len(array) > MAX_STEPS and shape[0] is None:
+        raise BadRequestError(f"{key} has {len(array)} steps: send the last {MAX_STEPS}")
     with np.errstate(over="ignore"):  # too large for float32 is not finite
         array = array.astype(np.float32)
     if not np.isfinite(array).all():

@@ -26,7 +26,7 @@ def add_serving_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--max-batch", type=int, default=8, help="requests predicted together; 1: equal to the bit")
     command.add_argument("--batch-window-ms", type=float, default=0.0, help="an idle model waits so long for others")
     command.add_argument("--max-message-mb", type=float, default=16.0, help="of a request, 10^6 bytes")
-    command.add_argument("--rate-limit", type=float, default=100.0, help="requests a second and client; more must wait")
+    command.add_argument("--rate-limit", type=float, default=100.0, help="requests a second and connection; more wait")
     command.add_argument("--request-timeout", type=float, default=10.0, help="seconds until an answer must be there")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 from collections.abc import Callable
 from http import HTTPStatus
 from urllib.parse import urlsplit
@@ -56,9 +57,20 @@ class Handshake:
 
 
 def _is_from_another_page(headers: Headers) -> bool:
-    """Whether a browser connects for a page that is not from here: any page can reach a server on this machine."""
-    host = headers.get_all("Host")
-    return any(urlsplit(origin).netloc not in host for origin in headers.get_all("Origin"))
+    """Whether a browser connects for a page that is not from here: any page can reach a server on this machine.
+
+    A page whose address is a name is never from here: whoever owns a name can let it mean this machine ("DNS
+    rebinding"), after which page and server have the same one.
+    """
+    hosts = headers.get_all("Host")
+    try:
+        pages = [urlsplit(origin) for origin in headers.get_all("Origin")]
+        for page in pages:
+            if page.hostname != "localhost":
+                ipaddress.ip_address(page.hostname or "")
+    except ValueError:  # no address
+        return True
+    return any(page.netloc not in hosts for page in pages)
 
 
 __all__ = ["Handshake"]

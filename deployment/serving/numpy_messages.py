@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_ITEMS = 4096  # of a list or a map; msgpack allocates as many as a header promises, once a level of nesting
+MAX_TOTAL = 65_536  # items of all lists and maps: a frame full of numbers in lists would take seconds to read
 MAX_DIMENSIONS = 32
 
 # Kinds as numpy writes them in `dtype.str`: bool, integers, floats, bytes, text, dates. Not V, O and c, as openpi. A
@@ -44,11 +45,25 @@ def decode(frame: bytes) -> Any:
     """The message of a frame. Arrays share the frame's memory and cannot be written to.
 
     Raises MalformedMessageError on anything that `encode` cannot have written, and on lists or maps of more than
-    `MAX_ITEMS` entries.
+    `MAX_ITEMS` entries, or `MAX_TOTAL` together.
     """
+    count = 0
+
+    def counted(items: Any) -> Any:
+        nonlocal count
+        count += len(items)
+        if count > MAX_TOTAL:
+            raise MalformedMessageError(f"lists and maps of more than {MAX_TOTAL} items: send numpy arrays")
+        return items
+
     try:
         return msgpack.unpackb(
-            frame, object_hook=_decode_numpy, max_array_len=MAX_ITEMS, max_map_len=MAX_ITEMS, max_ext_len=0
+            frame,
+            object_hook=lambda entries: _decode_numpy(counted(entries)),
+            list_hook=counted,
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
+            max_ext_len=0,
         )
     except MalformedMessageError:
         raise

@@ -12,7 +12,7 @@ from .serving_options import ServingOptions
 
 
 def serve_checkpoint(options: ServingOptions) -> None:
-    """Serves until SIGTERM or Ctrl-C, which let running predictions finish; a second Ctrl-C does not wait for them.
+    """Serves until SIGTERM or Ctrl-C, which let running predictions finish; a second one ends the process at once.
 
     Raises ValueError, FileNotFoundError or ImportError before anything is loaded, see `ServingOptions.check`, and
     OSError when the port is taken.
@@ -42,6 +42,7 @@ async def _serve_until_stopped(server: PolicyServer, options: ServingOptions, em
         stop.set()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)  # Python's own Ctrl-C would wait for the model's thread
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, end)

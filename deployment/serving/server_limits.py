@@ -17,7 +17,7 @@ class ServerLimits:
             a single bit (see `SessionModel`).
         batch_window_ms: how long an idle model waits for further requests before it starts. 0: not at all.
         max_message_mb: of a request, in 10^6 bytes; a longer one closes the connection with 1009.
-        rate_limit: requests a second and client; who asks more often waits. A second's worth may come at once.
+        rate_limit: requests a second and connection; who asks more often waits. A second's worth may come at once.
         request_timeout: seconds from a request to its answer; after that an error and 1011.
 
     Raises:
