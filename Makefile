@@ -1,6 +1,7 @@
 # `make install`, `make quickstart`, `make test`, `make lint`, `make bench`, `make format`: `make help` says what each does.
 #
 # PYTHON=...    the interpreter for .venv, 3.11 to 3.13 (the first found of python3, python3.13, python3.12, python3.11)
+# PYTHON312=... the interpreter of LeRobot's environment, 3.12 or newer (default: python3.12)
 # WORKERS=...   processes of `make test` (default: one a core, at most 8)
 # PIP_ARGS=...  further arguments of pip, for example --index-url of an index with CPU builds of torch
 
@@ -14,6 +15,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SIMULATORS := $(VENV)/.simulators
+PYTHON312 ?= python3.12
+LEROBOT := .venv_lerobot
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
@@ -22,13 +25,14 @@ export MUJOCO_GL ?= egl
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help install simulators quickstart test lint format faults bench $(BENCHMARKS:%=bench-%)
+.PHONY: help install simulators quickstart test test-lerobot lint format faults bench $(BENCHMARKS:%=bench-%)
 
 help:
 	@echo "make install      virtual environment .venv with the tested versions, and system libraries for rendering"
 	@echo "make simulators   LIBERO, ALOHA and PushT beside Meta-World; make test and make bench do it themselves"
 	@echo "make quickstart   the whole ladder on a simulator, prior against control: runs/quickstart/report.html"
 	@echo "make test         the tests"
+	@echo "make test-lerobot our plugin in LeRobot itself, in an environment of its own (PYTHON312, 6 GB)"
 	@echo "make lint         ruff and mypy"
 	@echo "make format       let ruff rewrite what it can"
 	@echo "make faults       thousands of malformed and broken requests against the policy server"
@@ -62,6 +66,20 @@ quickstart: install
 
 test: $(SIMULATORS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+# LeRobot's pins are older than constraints.txt, and it brings torchvision: hence not .venv.
+test-lerobot: $(LEROBOT)/.installed
+	OMP_NUM_THREADS=1 $(LEROBOT)/bin/python tests/lerobot_real.py
+
+$(LEROBOT)/.installed: pyproject.toml scripts/lerobot_constraints.txt lerobot_policy_priorvla/pyproject.toml
+	'$(PYTHON312)' -m venv $(LEROBOT)
+	$(LEROBOT)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: $(PIP_ARGS) \
+		-c scripts/lerobot_constraints.txt 'lerobot[training,pusht]' transformers diffusers peft accelerate datasets av \
+		matplotlib jinja2 markupsafe pyyaml safetensors tqdm wrapt pytest 'setuptools>=77'
+	$(LEROBOT)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		-e . ./lerobot_policy_priorvla
+	$(LEROBOT)/bin/python -m pip check
+	@touch $@
 
 lint: install
 	$(BIN)/ruff check .

