@@ -54,6 +54,10 @@ def describe_checkpoint(source: str | Path) -> str:
     return "\n".join(lines + _metrics(folder))
 
 
+# of a checkpoint's files: weights, configs, card with its pictures, tokenizer; nothing that is a pickle
+ENDINGS = (".json", ".md", ".safetensors", ".txt", ".jinja", ".model", ".png", ".jpg", ".jpeg")
+
+
 def checkpoint_folder(source: str | Path) -> Path:
     """The folder of a checkpoint: `source` itself, or, for a Hub id, where its files were downloaded to.
 
@@ -62,7 +66,7 @@ def checkpoint_folder(source: str | Path) -> Path:
     if Path(source).is_dir():
         return Path(source)
     try:
-        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.md", "*.safetensors"]))
+        return Path(snapshot_download(str(source), allow_patterns=[f"*{ending}" for ending in ENDINGS]))
     except HFValidationError:
         raise FileNotFoundError(
             f"{source} does not exist: pass a checkpoint's folder or its Hub id (owner/name)"
