@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .hub_cards.publishing import load_card as load_card
     from .hub_cards.publishing import publish as publish
     from .hub_cards.searching import list_priors as list_priors
+    from .modeling_priorvla.adapter_processor import processor_for as processor_for
     from .modeling_priorvla.adapters import add_adapter as add_adapter
     from .modeling_priorvla.adapters import load_adapter as load_adapter
     from .modeling_priorvla.adapters import merge_adapter as merge_adapter
@@ -104,6 +105,7 @@ _HOMES = {
     "lora_config": "training.adapter_presets",
     "merge_adapter": "modeling_priorvla.adapters",
     "observed_windows": "training.observed_windows",
+    "processor_for": "modeling_priorvla.adapter_processor",
     "publish": "hub_cards.publishing",
     "publish_checkpoint": "hub_cards.publish_checkpoint",
     "write_dataset_card": "training.dataset_cards",

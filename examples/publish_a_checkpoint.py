@@ -48,7 +48,8 @@ def main() -> None:
         version = {"revision": published.oid}  # who names the commit gets these weights, whatever is published later
 
     # 3. Whoever may see it loads it by its name.
-    model = AutoModel.from_pretrained(options.destination, **version)
+    config = AutoConfig.from_pretrained(options.destination, **version)  # of an adapter, AutoModel alone asks the base
+    model = AutoModel.from_pretrained(options.destination, config=config, **version)
     processor = AutoProcessor.from_pretrained(options.destination, **version)
     bodies = ", ".join(body.name for body in processor.embodiments)
     print(f"loaded: {type(model).__name__} of {model.num_parameters() / 1e6:.1f} M parameters for {bodies}")
