@@ -152,7 +152,8 @@ class ActionGuard:
         low = np.where(outside, np.minimum(low, before), low)
         high = np.where(outside, np.maximum(high, before), high)
         command = np.clip(np.where(self._delta, place - before, place), low, high)
-        sent = command.astype(np.float32)
+        with np.errstate(over="ignore"):
+            sent = command.astype(np.float32)
         if not np.isfinite(sent).all():
             raise ValueError(f"action {wanted.tolist()} is beyond what a float32 holds: it is not sent")
         self._advance(np.where(self._delta, before + command, command), place)

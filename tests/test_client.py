@@ -270,8 +270,10 @@ def test_a_request_that_is_interrupted_takes_its_reply_along():
 
     def interrupt() -> None:
         assert asked_once.wait(30)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
 
+    # as Ctrl-C would, which a program in the background may never get
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
     with other_server(slow) as (port, _), PolicyClient(port=port, timeout=30) as client:
         thread = threading.Thread(target=interrupt)
         thread.start()
@@ -281,6 +283,7 @@ def test_a_request_that_is_interrupted_takes_its_reply_along():
         go_on.set()
         for value in (2.0, 3.0, 4.0):
             np.testing.assert_array_equal(client.infer({"state": np.full(1, value)})["actions"], [[value]])
+    signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_server_that_stops_reading_is_a_timeout():

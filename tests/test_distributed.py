@@ -237,6 +237,9 @@ def places(tmp_path_factory, bodies, write_demonstrations, save_policy, tiny_bac
 @pytest.fixture(scope="module")
 def hub(loopback_hubs, tmp_path_factory):
     with loopback_hubs.LoopbackHub(tmp_path_factory.mktemp("hub")) as hub:
+        base = hub.root / "models" / BASE  # an adapter is pushed only when its base is there
+        base.mkdir(parents=True)
+        (base / "config.json").write_text("{}")
         yield hub
 
 
