@@ -140,18 +140,13 @@ class ActionGuard:
             dims = [name for name, value in zip(self.body.action_names, wanted, strict=True) if not np.isfinite(value)]
             raise ValueError(f"action is not finite in {', '.join(dims)}: it is not sent")
         before = self._start(state) if self._place is None else self._place
-        low, high = self._limits["low"], self._limits["high"]
-        allowed = np.clip(wanted, low, high)
+        allowed = np.clip(wanted, self._limits["low"], self._limits["high"])
         target = np.where(self._delta, before + allowed, allowed)
         rate = self._limits["max_rate"] * self._seconds
         place = np.where(np.isfinite(before), np.clip(target, before - rate, before + rate), target)
         if self._smooth.any():
             place = self._smoothed(place, target, before, still=allowed != wanted)
-        # a robot that starts out of range is not sent back there in a single step
-        outside = np.isfinite(before) & ~self._delta
-        low = np.where(outside, np.minimum(low, before), low)
-        high = np.where(outside, np.maximum(high, before), high)
-        command = np.clip(np.where(self._delta, place - before, place), low, high)
+        command = self._within(place, before)
         with np.errstate(over="ignore"):
             sent = command.astype(np.float32)
         if not np.isfinite(sent).all():
@@ -172,12 +167,23 @@ class ActionGuard:
         before, place = self._place, self._place.copy()
         if self._limiter is not None:
             place[self._smooth] = self._limiter.stop()
-        self._advance(place, place)
-        return np.where(self._delta, place - before, place).astype(np.float32)
+        command = self._within(place, before)
+        self._advance(np.where(self._delta, before + command, command), place)
+        return command.astype(np.float32)
 
     def copy(self) -> ActionGuard:
         """One that goes on from here by itself: to see what commands would become of actions."""
         return copy.deepcopy(self)
+
+    def _within(self, place: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The command that leads from `before` to `place`, within `low` and `high`.
+
+        A robot that starts out of range is not sent back there in a single step.
+        """
+        outside = np.isfinite(before) & ~self._delta
+        low = np.where(outside, np.fmin(self._limits["low"], before), self._limits["low"])
+        high = np.where(outside, np.fmax(self._limits["high"], before), self._limits["high"])
+        return np.clip(np.where(self._delta, place - before, place), low, high)
 
     def _advance(self, place: NDArray[np.float64], planned: NDArray[np.float64]) -> None:
         """Notes where the command leads, which limits may have made another place than the limiter `planned`."""

@@ -43,7 +43,7 @@ class DelayedExecutor(Executor):
 
     def _deliver(self) -> None:
         for due, future, result, error in self._waiting:
-            if due > self.now:
+            if due > self.now or not future.set_running_or_notify_cancel():  # somebody no longer waits for it
                 continue
             if error is None:
                 future.set_result(result)

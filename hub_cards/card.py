@@ -72,7 +72,8 @@ def create_card(
             `{"environment": str, "tasks": {task: {"successes": int, "trials": int}}}`; every other key is printed as
             part of the protocol. Intervals are computed here.
         datasets: Hub ids or local folders; a local folder is named by its last component and stays out of the header.
-        base_model: Hub id or local folder of the checkpoint that this one started from; an adapter names its own.
+        base_model: Hub id or local folder of the checkpoint that this one started from; an adapter names its own, and
+            so does the configuration of a model that an adapter was merged into.
         name: the checkpoint's name, or its Hub id. Default: what it is and for which robot.
         parameters: number of saved parameters.
         gates: a policy's gates by name, `PriorVLAModel.gate_values()`.
@@ -100,6 +101,8 @@ def create_card(
         embodiments, bodies = [embodiments[index] for index in order], [bodies[index] for index in order]
         base_model = base_model or (adapter or {}).get("base_model_name_or_path")
         own |= facts
+    elif base_model is None:
+        base_model = getattr(config, "base_model", None)
     title = scrub(name) if name else f"{KIND_TITLES[kind]} for {_named(embodiments[: own.get('inherited') or None])}"
     rows = task_rows(evaluation)
     hub_datasets, local_datasets = _split_sources(datasets)

@@ -83,7 +83,7 @@ def _new_card(
         license=license,
         parameters=parameters,
         plots=[SUCCESS] if values.get("evaluation") else [],
-        **{"base_model": getattr(config, "base_model", None), **values},  # of a merged adapter it is known
+        **values,
     )
 
 

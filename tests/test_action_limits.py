@@ -124,6 +124,14 @@ def test_to_hold_in_full_motion_is_to_come_to_rest_within_the_jerk_and_without_g
     assert np.abs(np.diff(places[40:], n=3)).max() * RATE**3 <= 50 * 1.02
 
 
+def test_to_hold_near_the_border_is_to_stop_there_however_hard():
+    guard = ActionGuard(ActionLimits(high=1.0, max_rate=2.0, max_jerk=20.0), arm())
+    sent(guard, np.linspace(0, 0.99, 40)[:, None] * np.ones(2))  # at speed; a gentle stop would end at 1.04
+    held = np.stack([guard.hold() for _ in range(20)])
+    np.testing.assert_array_equal(held[-2:], 1.0)
+    assert held.max() == 1.0
+
+
 def test_jerk_stays_within_its_limit_whatever_is_asked_for():
     random = np.random.default_rng(0)
     targets = np.repeat(random.normal(size=(60, 2)), random.integers(1, 6, 60), axis=0)

@@ -173,6 +173,18 @@ def test_an_evaluated_card_is_read_back_with_trials_and_intervals(vla_config, em
     assert "| door-open | 0 / 10 | 0 % | 0 – 28 % |" in card.text
 
 
+def test_a_policy_that_an_adapter_was_merged_into_names_what_was_adapted(vla_config, embodiments):
+    config = PriorVLAConfig(**vla_config.to_dict() | {"base_model": "owner/base", "base_model_revision": None})
+    card = create_card("vla", config=config, embodiments=embodiments, license="mit")
+    assert "owner/base" in card.data.base_model
+    assert (
+        "owner/other"
+        in create_card(
+            "vla", config=config, embodiments=embodiments, license="mit", base_model="owner/other"
+        ).data.base_model
+    )
+
+
 def test_a_card_without_evaluation_says_so(vla_config, embodiments):
     card = create_card("vla", config=vla_config, embodiments=embodiments, license="mit")
     assert "Not evaluated in closed loop" in card.text

@@ -271,6 +271,16 @@ def test_after_a_reset_nothing_of_the_old_episode_is_left(make_policy):
     assert robot.statistics.steps == 12
 
 
+def test_a_prediction_that_is_under_way_at_a_reset_is_nobodys(make_policy):
+    executor = DelayedExecutor(3)
+    robot = RealTimePolicy(make_policy(), executor=executor)
+    run(robot, executor, 4)
+    robot.reset()
+    for _ in range(4):
+        executor.tick()
+    assert robot.statistics.predictions == 0 and robot.statistics.failures == 0
+
+
 def test_the_delay_is_measured_before_the_first_action_and_a_model_that_is_too_slow_is_refused(make_policy):
     policy = make_policy()
     assert policy.warm_up() > 0
