@@ -15,6 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from .configuration.recipe import list_recipes
 from .configuration.recipe_options import parse
+from .deployment.evaluation_options import add_evaluation_options, run_evaluation
 from .deployment.serving.command_line import add_serving_options
 
 DESCRIPTION = "A robot learns to move before it learns to see and to listen."
@@ -224,23 +225,8 @@ def _add_sight_options(command: argparse.ArgumentParser, when: str, fusion: str)
 
 
 def _add_evaluate(commands: Any) -> None:
-    command = _command(commands, "evaluate", _evaluate, "Run a policy in a simulator and say how often it succeeds.")
-    command.add_argument("checkpoint", help="folder or Hub id of a policy")
-    command.add_argument("--env", default="metaworld", help="simulator")
-    command.add_argument("--tasks", nargs="+", metavar="TASK", help="task names, a suite of them, or 'all'")
-    command.add_argument("--trials", type=int, default=10, help="episodes a task")
-    command.add_argument("--output-dir", type=Path, help="of report.html, report.json and films")
-    command.add_argument("--embodiment", metavar="NAME", help="the robot, by the checkpoint's name; default: its own")
-    command.add_argument("--execute-steps", type=int, help="steps of a chunk before the next; default: half of it")
-    command.add_argument("--max-episode-steps", type=int, help="an episode ends here; default: the simulator's own")
-    command.add_argument("--films", type=int, default=1, help="filmed trials a task")
-    command.add_argument("--blank-images", action="store_true", help="black pictures: what it does without looking")
-    command.add_argument(
-        "--backbone", default="auto", help="folder to take the backbone from; auto: what the config names"
-    )
-    command.add_argument("--workers", type=int, default=_cores(), help="processes of one thread each")
-    command.add_argument("--seed", type=int, default=0, help="of the starts")
-    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the policy runs")
+    command = _command(commands, "evaluate", _evaluate, "Run a policy in a simulator, or beside recorded episodes.")
+    add_evaluation_options(command, _cores())
 
 
 def _add_info(commands: Any) -> None:
@@ -381,16 +367,9 @@ def _finetune(options: dict[str, Any]) -> None:
 
 
 def _evaluate(options: dict[str, Any]) -> None:
-    _require(options, "tasks", "output_dir")
-    from .deployment.evaluation_arguments import check_evaluation
-
-    options["tasks"] = _tasks(options["env"], options["tasks"])
-    unchecked = ("blank_images", "backbone", "embodiment")
-    check_evaluation(**{name: value for name, value in options.items() if name not in unchecked})
-    with _told_when_stopped(lambda: "No report was written: the same command starts again."):
-        from .deployment.evaluate import evaluate_checkpoint
-
-        evaluate_checkpoint(**options)
+    _require(options, "output_dir")
+    with _told_when_stopped(lambda: "Trials that were finished are kept: the same command goes on."):
+        run_evaluation(options)
 
 
 @contextmanager

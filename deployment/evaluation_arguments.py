@@ -9,7 +9,7 @@ from ..hub_cards.checkpoints import require_checkpoint
 from ..training.run_options import require_device
 from .environments.registry import require_tasks
 
-REPORT_FILE = "report.json"
+REPORT_FILE, TRIALS_FILE = "report.json", "trials.jsonl"
 DEVICES = ("cpu", "cuda")
 
 
@@ -31,7 +31,7 @@ def check_evaluation(
 
     Raises:
         ValueError: naming the option and its value: a number out of range, an unknown simulator, task or device, a task
-            named twice, an `output_dir` that has a report or is a file.
+            named twice, an `output_dir` that is a file or has a report without trials.
         FileNotFoundError: `checkpoint` is neither a checkpoint's folder nor like a Hub id.
     """
     for name, value, least in (
@@ -48,9 +48,9 @@ def check_evaluation(
     require_checkpoint(checkpoint, "checkpoint")
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"--output-dir {output_dir} is a file: name a folder")
-    if (output_dir / REPORT_FILE).exists():
-        raise ValueError(f"--output-dir {output_dir} already has a report: choose another folder")
+    if (output_dir / REPORT_FILE).exists() and not (output_dir / TRIALS_FILE).exists():
+        raise ValueError(f"--output-dir {output_dir} already has a report of something else: choose another folder")
     require_device(device, DEVICES)
 
 
-__all__ = ["DEVICES", "REPORT_FILE", "check_evaluation"]
+__all__ = ["DEVICES", "REPORT_FILE", "TRIALS_FILE", "check_evaluation"]

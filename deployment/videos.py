@@ -1,4 +1,4 @@
-"""Films of rollouts for people: MP4, or GIF where there is no H.264 encoder."""
+"""Films and strips of rollouts for people: MP4, or GIF where there is no H.264 encoder; frames side by side."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 CODEC = "libx264"
+STRIP_HEIGHT, STRIP_GAP = 144, 4  # pixels: six square frames fill a report's page
 
 
 def write_video(path: str | Path, frames: NDArray[np.uint8], fps: float) -> Path:
@@ -50,6 +51,21 @@ def write_video(path: str | Path, frames: NDArray[np.uint8], fps: float) -> Path
     return target
 
 
+def film_strip(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """`frames` (T, h, w, 3) side by side, (144, ·, 3), white between them; for people, who look at them together.
+
+    Raises ValueError as `write_video`.
+    """
+    _check(frames)
+    height, width = frames.shape[1:3]
+    size = (max(1, round(width * STRIP_HEIGHT / height)), STRIP_HEIGHT)
+    gap = np.full((STRIP_HEIGHT, STRIP_GAP, 3), 255, np.uint8)
+    parts: list[NDArray[np.uint8]] = []
+    for frame in frames:
+        parts += [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)), gap]
+    return np.concatenate(parts[:-1], axis=1)
+
+
 def _write_gif(target: Path, frames: NDArray[np.uint8], fps: float) -> Path:
     partial = _partial(target)
     first, *others = (Image.fromarray(frame) for frame in frames)
@@ -72,4 +88,4 @@ def _partial(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
 
-__all__ = ["write_video"]
+__all__ = ["film_strip", "write_video"]

@@ -87,7 +87,7 @@ def velocity_by_time(bodies: Mapping[str, Mapping[str, ArrayLike]], times: Array
         axes.set_ylim(bottom=0)
 
     styles = {name: _line(position) for position, name in enumerate(names)}
-    return _panels(list(bodies), draw, styles, "flow time", "squared error")
+    return panels(list(bodies), draw, styles, "flow time", "squared error")
 
 
 def power_spectra(bodies: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]]) -> Figure:
@@ -101,7 +101,7 @@ def power_spectra(bodies: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]]) 
         axes.set_yscale("log")
 
     styles = {"held-out motion": _DATA_LINE, "samples": _SAMPLE_LINE}
-    return _panels(list(bodies), draw, styles, "frequency, Hz", "power")
+    return panels(list(bodies), draw, styles, "frequency, Hz", "power")
 
 
 def chunk_lines(data: ArrayLike, samples: ArrayLike, names: Sequence[str], rate: float) -> Figure:
@@ -116,7 +116,7 @@ def chunk_lines(data: ArrayLike, samples: ArrayLike, names: Sequence[str], rate:
         axes.plot(seconds, data[:, :, dim].T, color=DATA, linewidth=1.1, alpha=0.8)
 
     styles = {"held-out motion": {"color": DATA, "linewidth": 1.7}, "samples": _SAMPLE_LINE}
-    return _panels(shown, draw, styles, "seconds", "normalised", height=1.7)
+    return panels(shown, draw, styles, "seconds", "normalised", height=1.7)
 
 
 def cumulative_shares(bodies: Mapping[str, ArrayLike]) -> Figure:
@@ -136,7 +136,7 @@ def cumulative_shares(bodies: Mapping[str, ArrayLike]) -> Figure:
     return figure
 
 
-def _panels(
+def panels(
     names: Sequence[str],
     draw: Callable[[Axes, str], None],
     styles: Mapping[str, Mapping[str, Any]],
@@ -144,9 +144,13 @@ def _panels(
     ylabel: str,
     *,
     height: float = 2.3,
+    columns: int | None = None,
 ) -> Figure:
-    """A panel for each of `names`, under one legend; labels only at the left and below."""
-    columns = len(names) if len(names) < 4 else 2 if len(names) == 4 else 3
+    """A panel for each of `names`, under one legend; labels only at the left and below.
+
+    `columns`: of panels; default: at most three, two for four.
+    """
+    columns = columns or (len(names) if len(names) < 4 else 2 if len(names) == 4 else 3)
     lines = -(-len(names) // columns)
     with house_style():
         figure = Figure(figsize=(WIDTH, 0.5 + height * lines), layout="constrained", facecolor="none")
@@ -174,4 +178,4 @@ def _line(position: int) -> dict[str, Any]:
 _DATA_LINE: dict[str, Any] = {"color": DATA, "linewidth": 1.7, "linestyle": "--"}
 _SAMPLE_LINE: dict[str, Any] = {"color": SAMPLES, "linewidth": 1.9}
 
-__all__ = ["chunk_lines", "cumulative_shares", "intervals_by_row", "power_spectra", "velocity_by_time"]
+__all__ = ["chunk_lines", "cumulative_shares", "intervals_by_row", "panels", "power_spectra", "velocity_by_time"]

@@ -34,6 +34,7 @@ TRAIN = [
     "--max-cache-gb",
 ]
 EVALUATE = ["checkpoint", "--config", "--env", "--tasks", "--trials", "--output-dir", "--embodiment", "--execute-steps"]
+EVALUATE += ["--robot", "--action-space", "--open-loop", "--episodes"]
 SIMULATOR = ["--robot", "--action-space", "--video"]
 INSPECTED = ["--chunk-size", "--episodes", "--strict", "--mapping"]
 DRY_RUN = ["--dry-run", "--cameras", "--words", "--tflops"]

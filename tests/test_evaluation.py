@@ -14,8 +14,9 @@ if find_spec("metaworld") is None:
     pytest.skip("needs the extra 'metaworld'", allow_module_level=True)
 from priorvla.deployment.environments import make_environment
 from priorvla.deployment.environments.metaworld_env import metaworld_embodiment
+from priorvla.deployment.episodes import EpisodeRunner, TrialBlock
 from priorvla.deployment.evaluate import evaluate_checkpoint
-from priorvla.deployment.evaluation import _Job, _Worker, evaluate_policy, save_films
+from priorvla.deployment.evaluation import evaluate_policy, save_films
 from priorvla.deployment.policy import RandomPolicy
 
 TASK = "drawer-close"
@@ -130,8 +131,8 @@ def test_the_trials_of_one_task_are_shared_by_processes_in_the_order_of_their_st
 def test_a_trial_does_not_depend_on_the_trials_before_it(expert):
     # each in an environment of its own
     for trial, film in enumerate(expert.tasks[TASK].films):
-        job = _Job("metaworld", {}, TASK, 0, range(trial, trial + 1), 2, False)
-        (episode,) = _Worker(ExpertPolicy(TASK)).run(job)
+        block = TrialBlock("metaworld", {}, TASK, 0, (trial,), films=2)
+        episode = EpisodeRunner(ExpertPolicy(TASK)).run(block, trial)
         assert episode.success and (episode.film == film).all()
 
 
@@ -217,7 +218,13 @@ def test_a_checkpoints_report_is_for_programs_and_for_people(save_policy, tiny_b
     assert str(tmp_path) not in page and str(tmp_path) not in json.dumps(report)
     assert TASK in page and "<video" in page and "http" + "://" not in page.replace("http://www.w3.org", "")
     assert len(list((tmp_path / "report" / "films").iterdir())) == 1
-    with pytest.raises(ValueError, match="already has a report"):
+    (tmp_path / "report" / "trials.jsonl").unlink()
+    with pytest.raises(ValueError, match="already has a report of something else"):
         evaluate_checkpoint(str(checkpoint), **options)
     with pytest.raises(ValueError, match="--trials 0 must be at least 1"):
         evaluate_checkpoint(str(checkpoint), **{**options, "trials": 0})
+    with pytest.raises(ValueError, match="metaworld knows no 'robot'"):
+        evaluate_checkpoint(
+            str(checkpoint), **{**options, "output_dir": tmp_path / "x"}, environment_options={"robot": 1}
+        )
+    assert not (tmp_path / "x").exists()

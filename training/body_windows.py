@@ -70,7 +70,7 @@ class BodyWindows:
         error = np.abs(answer - raw)
         for group in self.embodiment.rotations:
             dims = group.action_dims
-            error[..., dims] = _rotation_error(answer[..., dims], raw[..., dims], group.representation)
+            error[..., dims] = rotation_error(answer[..., dims], raw[..., dims], group.representation)
         return error
 
 
@@ -127,7 +127,7 @@ def independent_groups(trajectory: NDArray[np.int64], step: NDArray[np.int64]) -
     return groups
 
 
-def _rotation_error(answer: NDArray[np.float64], raw: NDArray[np.float64], representation: str) -> NDArray[np.float64]:
+def rotation_error(answer: NDArray[np.float64], raw: NDArray[np.float64], representation: str) -> NDArray[np.float64]:
     """|answer - raw| (..., n), of the representation's numbers for that rotation which lie nearer."""
     one = np.abs(answer - raw)
     match representation:
@@ -150,4 +150,4 @@ def _nth(ranges: Sequence[range], ends: NDArray[np.int64], position: int) -> int
     return ranges[index][position - int(ends[index]) + len(ranges[index])]
 
 
-__all__ = ["BodyWindows", "draw_windows", "independent_groups"]
+__all__ = ["BodyWindows", "draw_windows", "independent_groups", "rotation_error"]

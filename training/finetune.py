@@ -85,7 +85,7 @@ def finetune(options: FinetuneOptions) -> VLATrainer:
     evaluated = trainer.evaluate() if held_out else {}
     metrics = {key.removeprefix("eval_"): evaluated[key] for key in evaluated if key.startswith("eval_loss")}
     metrics |= listening_metrics(trainer, training, held_out, options.listening, options.seed)
-    finish_run(trainer, metrics)
+    finish_run(trainer, metrics, held_out)
     if trainer.is_world_process_zero():
         what = "adapter" if adapted else "policy"
         print(

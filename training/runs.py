@@ -13,6 +13,7 @@ from ..hub_cards.card_plots import save_plot, save_prior_plots
 from ..hub_cards.plots import loss_curves
 from .data.readers import load_trajectories
 from .data.trajectory import TrajectorySource
+from .held_out import write_held_out
 from .prior_report import read_report
 from .run_options import RunOptions, split_weight
 from .stage_arguments import StageTrainingArguments
@@ -54,16 +55,18 @@ def training_arguments(arguments_class: type[StageArguments], options: RunOption
     return arguments_class(**{**defaults, **given, **overrides, **own})
 
 
-def finish_run(trainer: StageTrainer, metrics: Mapping[str, float]) -> None:
+def finish_run(trainer: StageTrainer, metrics: Mapping[str, float], held_out: Sequence[TrajectorySource] = ()) -> None:
     """Writes `log.csv`, plots, the trained model and, last of all, `metrics.json` into the run's folder.
 
-    The plots are those that the card shows. Of several processes the first writes. Where the arguments say so, the
-    folder is pushed to the Hub then.
+    Which episodes were `held_out`, if any, stands in `held_out.json`. The plots are those that the card shows. Of
+    several processes the first writes. Where the arguments say so, the folder is pushed to the Hub then.
     """
     folder = trainer.run_folder
     if trainer.is_world_process_zero():
         folder.mkdir(parents=True, exist_ok=True)
         _write_log(trainer)
+        if held_out:
+            write_held_out(folder, held_out)
     trainer.card_facts |= {"metrics": dict(metrics) or None, "plots": plots_in(folder)}
     trainer.save_model()
     if trainer.is_world_process_zero():

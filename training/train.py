@@ -68,7 +68,7 @@ def pretrain_vision_action_prior(options: VisionPriorOptions) -> VisionActionPri
     run = _Run(options, PRIOR_FUSION, language=False)
     trainer = VisionActionPriorTrainer(run.model, arguments, **run.trainer_arguments(arguments))
     trainer.train(resume_from_checkpoint=run.last_checkpoint, push=False)
-    finish_run(trainer, _losses(trainer.evaluate()) if run.held_out else {})
+    finish_run(trainer, _losses(trainer.evaluate()) if run.held_out else {}, run.held_out)
     print(
         f"\nThe vision-action prior is in {options.output_dir}. "
         f"Next: priorvla train --prior {options.output_dir} --dataset ...",
@@ -90,7 +90,7 @@ def train_vla(options: VLAOptions) -> VLATrainer:
     trainer.train(resume_from_checkpoint=run.last_checkpoint, push=False)
     metrics = _losses(trainer.evaluate()) if run.held_out else {}
     metrics |= listening_metrics(trainer, run.training, run.held_out, options.listening, options.seed)
-    finish_run(trainer, metrics)
+    finish_run(trainer, metrics, run.held_out)
     print(f"\nThe policy is in {options.output_dir}. Next: priorvla evaluate {options.output_dir}", file=sys.stderr)
     return trainer
 

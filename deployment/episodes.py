@@ -1,0 +1,240 @@
+"""Episodes of an evaluation: what one trial is, and the processes that run many, each handed over when it ends."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..configuration.embodiment import Embodiment
+from .policy import Policy
+from .worker_processes import LastEnvironment, worker_pool
+
+FILM_EVERY = 4  # steps between two frames of a film
+STRIP_FRAMES = 6  # of an episode that failed: its start, its end, and what lies between
+SUCCESS = ("success", "is_success")  # under which an info says so: ours, and other Gymnasium environments'
+LARGEST_BLOCK = 8  # trials of one task that a process takes on, so that it need not build the environment for each
+
+
+@dataclass(frozen=True)
+class TrialBlock:
+    """Some trials of one task, which one process runs.
+
+    Args:
+        environment, options: as `LastEnvironment.get` takes them.
+        seed: of the evaluation; with a trial's number it decides that trial's start.
+        trials: their numbers, ascending.
+        films: trials below this number are filmed.
+        strips: whether a few frames of every episode that failed are kept.
+        blank_images: every picture that the policy sees is black.
+        embodiment: the name by which the policy knows the robot; None is the environment's own.
+    """
+
+    environment: str | Callable[..., Any]
+    options: dict[str, Any]
+    task: str
+    seed: int
+    trials: Sequence[int]
+    films: int = 0
+    strips: bool = False
+    blank_images: bool = False
+    embodiment: str | None = None
+
+
+@dataclass
+class Episode:
+    """One trial that is over: `steps` and `seconds` it took, and frames (T, h, w, 3) of it where they were wanted."""
+
+    task: str
+    trial: int
+    success: bool
+    steps: int
+    seconds: float
+    film: NDArray[np.uint8] | None = None
+    strip: NDArray[np.uint8] | None = None
+
+
+def trial_blocks(
+    tasks: Sequence[str], missing: Mapping[str, Sequence[int]], num_workers: int, like: TrialBlock
+) -> list[TrialBlock]:
+    """The trials that are `missing` of each of `tasks`, in blocks that differ from `like` in task and trials alone."""
+    total = sum(len(missing[task]) for task in tasks)
+    size = max(1, min(LARGEST_BLOCK, total // (2 * num_workers)))
+    return [
+        replace(like, task=task, trials=tuple(missing[task][first : first + size]))
+        for task in tasks
+        for first in range(0, len(missing[task]), size)
+    ]
+
+
+def run_blocks(policy: Any, blocks: Sequence[TrialBlock], num_workers: int) -> Generator[Episode]:
+    """The episodes of all blocks, each as soon as it is over; of several processes in the order in which they end.
+
+    `policy` is one, or a function that makes one; several processes need the function. ValueError where they have none.
+    """
+    if num_workers > 1 and not callable(policy):
+        raise ValueError(f"num_workers={num_workers} needs a function that makes the policy, for every process its own")
+    if not blocks:
+        return
+    if num_workers > 1:
+        yield from _run_in_processes(policy, deque(blocks), min(num_workers, len(blocks)))
+        return
+    runner = EpisodeRunner(policy() if callable(policy) else policy)
+    try:
+        for block in blocks:
+            for trial in block.trials:
+                yield runner.run(block, trial)
+    finally:
+        runner.close()
+
+
+def _run_in_processes(make_policy: Any, waiting: deque[TrialBlock], num_workers: int) -> Generator[Episode]:
+    # A pool of one each, because a pool of many does not let one choose who goes on with a block.
+    with ExitStack() as stack:
+        pools = [stack.enter_context(worker_pool(1, _prepare_worker, make_policy)) for _ in range(num_workers)]
+        running: dict[Future[Episode], tuple[ProcessPoolExecutor, TrialBlock, deque[int]]] = {}
+
+        def go_on(pool: ProcessPoolExecutor, block: TrialBlock | None, left: deque[int]) -> None:
+            if not left and waiting:
+                block = waiting.popleft()
+                left = deque(block.trials)
+            if block is not None and left:
+                running[pool.submit(_run_in_worker, block, left.popleft())] = (pool, block, left)
+
+        for pool in pools:
+            go_on(pool, None, deque())
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                go_on(*running.pop(future))
+                yield future.result()
+
+
+_process_runner: Callable[[], EpisodeRunner]  # in a worker process: makes its runner, once
+
+
+def _prepare_worker(make_policy: Callable[[], Policy]) -> None:
+    # The policy itself is made by the first trial: an error in here would only be reported as a broken pool.
+    global _process_runner
+    torch.set_num_threads(1)
+    _process_runner = cache(lambda: EpisodeRunner(make_policy()))
+
+
+def _run_in_worker(block: TrialBlock, trial: int) -> Episode:
+    return _process_runner().run(block, trial)
+
+
+class EpisodeRunner:
+    """Runs one trial after the other, and keeps the environment while the task is the same."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._environments = LastEnvironment()
+
+    def run(self, block: TrialBlock, trial: int) -> Episode:
+        """Trial number `trial` of the block's task.
+
+        Raises ValueError on a policy of another robot, or infos that do not say whether an episode succeeded.
+        """
+        environment = self._environments.get(block.environment, block.task, block.options)
+        robot = getattr(environment.unwrapped, "embodiment", None)
+        if robot is not None:
+            _require_same_robot(self._policy.embodiment, robot, block)
+        started = time.perf_counter()
+        success, steps, film, strip = _run_episode(self._policy, environment, block, trial)
+        return Episode(block.task, trial, success, steps, time.perf_counter() - started, film, strip)
+
+    def close(self) -> None:
+        self._environments.close()
+
+
+def _require_same_robot(body: Embodiment, robot: Embodiment, block: TrialBlock) -> None:
+    if body.name != (block.embodiment or robot.name):
+        raise ValueError(
+            f"the policy drives {body.name!r}, {block.environment} has {robot.name!r}: pass embodiment= of a "
+            "checkpoint that knows it"
+        )
+    for part in ("action", "state"):
+        own, here = (getattr(entry, f"{part}_names") for entry in (body, robot))
+        if len(own) != len(here):
+            raise ValueError(
+                f"{body.name!r} has {len(own)} {part} dims ({', '.join(own)}), {robot.name!r} of {block.environment} "
+                f"{len(here)} ({', '.join(here)}): it is another robot"
+            )
+
+
+def _run_episode(
+    policy: Policy, environment: Any, block: TrialBlock, trial: int
+) -> tuple[bool, int, NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
+    """Success, steps, film and strip of one trial."""
+    start_seed = block.seed * 100_003 + trial
+    observation, info = environment.reset(seed=start_seed)
+    session = policy.new_session(start_seed)
+    instruction = getattr(environment.unwrapped, "instruction", block.task)
+    shown = _steps_shown(environment, block, trial)
+    frames: list[NDArray[np.uint8]] = []
+    success, terminated, truncated, step = False, False, False, 0
+    while not (success or terminated or truncated):
+        if shown(step):
+            frames.append(environment.render())
+        seen = {**observation, "instruction": instruction}
+        if block.blank_images:
+            seen["images"] = BlankImages(observation["images"])
+        action = policy.act([session], [seen])[0]
+        observation, _, terminated, truncated, info = environment.step(action)
+        success = any(bool(info.get(key)) for key in SUCCESS)
+        step += 1
+    if not info.keys() & set(SUCCESS):
+        raise ValueError(f"{block.task!r}: the infos of this environment have no {' or '.join(SUCCESS)}: say it there")
+    if not frames:
+        return success, step, None, None
+    frames.append(environment.render())
+    film = np.stack(frames) if trial < block.films else None
+    strip = None
+    if block.strips and not success:
+        strip = np.stack(
+            [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, STRIP_FRAMES).round().astype(int))]
+        )
+    return success, step, film, strip
+
+
+def _steps_shown(environment: Any, block: TrialBlock, trial: int) -> Callable[[int], bool]:
+    """At which steps a frame is drawn: a film's, or of a trial without one the few that a strip needs.
+
+    Those are spread over the longest that an episode can be; an environment that does not tell has strips of films.
+    """
+    if trial < block.films:
+        return lambda step: step % FILM_EVERY == 0
+    spec = getattr(environment, "spec", None)
+    longest = getattr(environment.unwrapped, "max_episode_steps", None) or getattr(spec, "max_episode_steps", None)
+    if not block.strips or longest is None:
+        return lambda step: False
+    every = max(1, -(-longest // (STRIP_FRAMES - 1)))
+    return lambda step: step % every == 0
+
+
+class BlankImages(Mapping[str, NDArray[np.uint8]]):
+    """The same cameras, every picture black."""
+
+    def __init__(self, images: Mapping[str, NDArray[np.uint8]]) -> None:
+        self._images = images
+
+    def __getitem__(self, camera: str) -> NDArray[np.uint8]:
+        return np.zeros_like(self._images[camera])
+
+    def __iter__(self) -> Any:
+        return iter(self._images)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+
+__all__ = ["BlankImages", "Episode", "EpisodeRunner", "TrialBlock", "run_blocks", "trial_blocks"]

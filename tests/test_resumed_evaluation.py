@@ -1,0 +1,87 @@
+"""An evaluation that was killed goes on with the same command, to the result that it would have had."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+if find_spec("metaworld") is None:
+    pytest.skip("needs the extra 'metaworld'", allow_module_level=True)
+from priorvla.cli import main
+from priorvla.deployment.environments.metaworld_env import metaworld_embodiment
+
+BODY = metaworld_embodiment().with_statistics(np.zeros((2, 4)), np.array([[-1.0] * 4, [1.0] * 4]))
+KILLED = """
+import os, signal, sys
+from priorvla.cli import main
+from priorvla.deployment.trial_records import TrialRecords
+
+whole = TrialRecords.add
+
+def add(records, episode):
+    whole(records, episode)
+    if len(records.finished) == 2:
+        with open(records.folder / "trials.jsonl", "ab") as file:
+            file.write(b'{"task": "re')
+        os.kill(os.getpid(), signal.SIGKILL)
+
+TrialRecords.add = add
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def command(save_policy, tiny_backbone, tmp_path):
+    """The command line of a small evaluation, without its output folder."""
+    checkpoint = save_policy(tmp_path / "policy", [BODY])
+    options = ["--max-episode-steps", "6", "--backbone", str(tiny_backbone), "--workers", "2"]
+    return ["evaluate", str(checkpoint), "--tasks", "reach", "drawer-close", "--trials", "3", *options]
+
+
+def counted(folder):
+    report = json.loads((folder / "report.json").read_text())
+    for own in ("wall_time_s", "episode_time_s"):
+        report.pop(own)
+    return report
+
+
+def trials(folder):
+    lines = (folder / "trials.jsonl").read_text().splitlines()[1:]
+    return sorted((line["task"], line["trial"], line["success"], line["steps"]) for line in map(json.loads, lines))
+
+
+def test_an_evaluation_that_was_killed_goes_on_and_can_be_extended(command, tmp_path, capsys):
+    killed, straight = tmp_path / "killed", tmp_path / "straight"
+    process = subprocess.run([sys.executable, "-c", KILLED, *command, "--output-dir", str(killed)], capture_output=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    before = (killed / "trials.jsonl").read_bytes()
+    assert before.count(b"\n") == 3 and not (killed / "report.json").exists()
+
+    assert main([*command, "--output-dir", str(killed)]) == 0
+    assert main([*command, "--output-dir", str(straight)]) == 0
+    assert (killed / "trials.jsonl").read_bytes().startswith(before[: before.rindex(b"\n") + 1])
+    assert len(trials(killed)) == 6 and trials(killed) == trials(straight)
+    assert counted(killed) == counted(straight)
+    films = [sorted(file.name for file in (folder / "films").iterdir()) for folder in (killed, straight)]
+    assert films[0] == films[1] and len(films[0]) == 2
+    page = (killed / "report.html").read_text()
+    assert page.count("<video") == 2 and page.count("no success in 6 steps") == 2
+
+    more = [*command[:-1], "1", "--output-dir", str(killed)]
+    more[more.index("3")] = "4"
+    assert main(more) == 0
+    assert counted(killed)["overall"]["trials"] == 8
+    assert trials(killed)[:3] == trials(straight)[:3]
+    capsys.readouterr()
+    assert main([*more, "--seed", "1"]) == 2
+    assert "another seed (0 there, 1 here)" in capsys.readouterr().err
+    weights = tmp_path / "policy" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    assert main(more) == 2
+    assert "another weights" in capsys.readouterr().err

@@ -1,0 +1,153 @@
+"""Finished trials in a folder: never lost, never counted twice, and never of other settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from priorvla.deployment.episodes import Episode
+from priorvla.deployment.evaluation import EvaluationResult, TaskResult
+from priorvla.deployment.evaluation_report import write_evaluation
+from priorvla.deployment.trial_records import TrialRecords
+
+SETTINGS = {"weights": "abc", "environment": "metaworld", "seed": 0, "execute_steps": None}
+FRAMES = np.zeros((6, 8, 8, 3), np.uint8)
+
+
+def episode(trial: int, success: bool = False, task: str = "reach", **frames: np.ndarray) -> Episode:
+    return Episode(task, trial, success, 10, 0.5, **frames)
+
+
+def write(folder: Path, *trials: int) -> Path:
+    with TrialRecords(folder, SETTINGS) as records:
+        for trial in trials:
+            records.add(episode(trial, trial % 2 == 1))
+    return folder / "trials.jsonl"
+
+
+def outcomes(folder: Path) -> dict:
+    with TrialRecords(folder, SETTINGS) as records:
+        return records.require(["reach"], 10)
+
+
+def test_finished_trials_are_there_when_the_folder_is_opened_again(tmp_path):
+    write(tmp_path, 0, 1)
+    write(tmp_path, 2)
+    assert outcomes(tmp_path) == {("reach", 0): False, ("reach", 1): True, ("reach", 2): False}
+
+
+def test_a_trial_is_there_before_the_records_are_closed(tmp_path):
+    with TrialRecords(tmp_path, SETTINGS) as records:
+        records.add(episode(0))
+        assert len((tmp_path / "trials.jsonl").read_bytes().splitlines()) == 2
+
+
+@pytest.mark.parametrize("cut", [1, 5, 60])
+def test_a_last_line_that_was_cut_off_is_dropped_and_its_trial_written_again(tmp_path, cut):
+    file = write(tmp_path, 0, 1)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-cut])
+    assert outcomes(tmp_path) == {("reach", 0): False}
+    write(tmp_path, 1)
+    assert file.read_bytes() == whole
+
+
+def test_a_last_line_of_zeros_is_dropped_and_a_damaged_line_before_it_is_refused(tmp_path):
+    file = write(tmp_path, 0, 1)
+    whole = file.read_bytes()
+    file.write_bytes(whole + b"\0" * 20 + b"\n")
+    assert len(outcomes(tmp_path)) == 2 and file.read_bytes() == whole
+    header, first, second = whole.splitlines(keepends=True)
+    file.write_bytes(header + first[:10] + b"\n" + second)
+    with pytest.raises(ValueError, match=r"trials\.jsonl is damaged in line 2"):
+        outcomes(tmp_path)
+
+
+def test_a_trial_that_is_written_twice_counts_once(tmp_path):
+    file = write(tmp_path, 0, 1)
+    file.write_bytes(file.read_bytes() + file.read_bytes().splitlines(keepends=True)[1].replace(b"false", b"true"))
+    assert outcomes(tmp_path) == {("reach", 0): False, ("reach", 1): True}
+    with TrialRecords(tmp_path, SETTINGS) as records:
+        records.add(episode(0, success=True))
+        assert records.finished["reach", 0].success is False
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("weights", "def", "another weights: go on"),
+        ("seed", 1, r"another seed \(0 there, 1 here\)"),
+        ("execute_steps", 4, r"another execute steps \(None there, 4 here\)"),
+    ],
+)
+def test_trials_of_another_setting_are_refused_by_its_name_and_kept(tmp_path, name, value, said):
+    before = write(tmp_path, 0).read_bytes()
+    with pytest.raises(ValueError, match=said):
+        TrialRecords(tmp_path, {**SETTINGS, name: value})
+    assert (tmp_path / "trials.jsonl").read_bytes() == before
+
+
+def test_settings_without_a_trial_bind_nobody(tmp_path):
+    write(tmp_path)
+    with TrialRecords(tmp_path, {**SETTINGS, "seed": 1}) as records:
+        records.add(episode(0))
+    with pytest.raises(ValueError, match="another seed"):
+        outcomes(tmp_path)
+
+
+def test_finished_trials_cannot_be_left_out_of_a_report(tmp_path):
+    write(tmp_path, 0, 1, 2)
+    with TrialRecords(tmp_path, SETTINGS) as records:
+        assert len(records.require(["push", "reach"], 5)) == 3
+        with pytest.raises(ValueError, match="has finished trials of 'reach': name it in --tasks too"):
+            records.require(["push"], 5)
+        with pytest.raises(ValueError, match=r"--trials 2: .* has 3 of 'reach' already"):
+            records.require(["reach"], 2)
+
+
+def test_two_processes_cannot_write_into_one_folder(tmp_path):
+    pytest.importorskip("fcntl")
+    with TrialRecords(tmp_path, SETTINGS), pytest.raises(RuntimeError, match="another evaluation is writing"):
+        TrialRecords(tmp_path, SETTINGS)
+    write(tmp_path, 0)
+
+
+def test_films_are_named_in_their_records_and_the_first_failure_of_a_task_has_a_strip(tmp_path):
+    suite = "libero_object/pick"
+    with TrialRecords(tmp_path, SETTINGS) as records:
+        assert records.strip(suite) is None
+        records.add(episode(0, success=True, task=suite, film=FRAMES))
+        records.add(episode(3, task=suite, strip=FRAMES))
+        records.add(episode(1, task=suite, strip=FRAMES))
+        records.add(episode(2, task=suite, strip=FRAMES))
+    lines = [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text().splitlines()[1:]]
+    assert [line["film"] is not None for line in lines] == [True, False, False, False]
+    assert (tmp_path / lines[0]["film"]).is_file() and "success" in lines[0]["film"]
+    with TrialRecords(tmp_path, SETTINGS) as records:
+        trial, file = records.strip(suite)
+    assert trial == 1
+    with Image.open(file) as strip:
+        assert strip.size == (6 * 144 + 5 * 4, 144)
+
+
+def test_a_report_over_several_suites_counts_each_by_its_robot_and_shows_why_a_task_failed(tmp_path):
+    outcomes = {"libero_object/milk": [True, True], "libero_object/soup": [True, False], "libero_goal/stove": [False]}
+    result = EvaluationResult({task: TaskResult(task, own) for task, own in outcomes.items()}, 1.0)
+    with TrialRecords(tmp_path, SETTINGS) as records:
+        for task, own in outcomes.items():
+            for trial, success in enumerate(own):
+                strip = {} if success else {"strip": FRAMES}
+                records.add(episode(trial, success, task, **strip))
+        page = write_evaluation(result, {"robot": "libero_iiwa_eef"}, records).read_text()
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {suite: (row["successes"], row["trials"]) for suite, row in report["suites"].items()} == {
+        "libero_object": (3, 4),
+        "libero_goal": (0, 1),
+    }
+    assert report["overall"]["successes"] == 3 and report["episode_time_s"] == 2.5
+    assert "libero_iiwa_eef" in page and page.count("<svg") == 3  # suites, and the tasks of each
+    assert page.count("<img") == 2 and "libero_object/soup</strong>, trial 1" in page
