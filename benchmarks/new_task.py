@@ -172,6 +172,7 @@ class NewTask:
         """A training; afterwards its folder has `cost.json`, and no image features."""
         folder = self.folder / name
         if not (folder / "cost.json").is_file():
+            shutil.rmtree(folder, ignore_errors=True)  # of a training that was interrupted
             minutes = command(action, "--seed", self.seed, "--output-dir", folder, *arguments)
             shutil.rmtree(folder / "features", ignore_errors=True)
             for checkpoint in folder.glob("checkpoint-*"):
