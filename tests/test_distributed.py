@@ -8,7 +8,6 @@ The tests start this file under torchrun: `main` is what every process does.
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import os
 import subprocess
@@ -52,16 +51,7 @@ CONFIGS = Path(__file__).parents[1] / "configuration" / "accelerate"
 # AdamW divides by the gradient's size: where that is next to nothing, so is the precision of what it moves
 WEIGHTS = {"atol": 1e-4, "rtol": 0}
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imports_out_of_the_garbage_collector():
-    """A Trainer collects garbage whenever it starts: a third of a second, if it has to look at all imported modules."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("imports_are_not_garbage")]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 from dataclasses import replace
@@ -22,16 +21,9 @@ from priorvla.hub_cards.card import load_card
 from priorvla.modeling_priorvla.adapters import adapters_in, load_adapted
 from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
 
+pytestmark = pytest.mark.usefixtures("imports_are_not_garbage")
+
 TRAINING = {"per_device_train_batch_size": 8, "disable_tqdm": True, "learning_rate": 1e-2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imports_out_of_the_garbage_collector():
-    """A Trainer collects garbage whenever it starts: a third of a second, if it has to look at all imported modules."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 from pathlib import Path
@@ -35,6 +34,8 @@ from priorvla.training.vision_action_prior_trainer import (
 from priorvla.training.vla_arguments import VLATrainingArguments
 from priorvla.training.vla_trainer import VLATrainer
 
+pytestmark = pytest.mark.usefixtures("imports_are_not_garbage")
+
 CHUNK = 6
 REPO = "me/arm"
 TRAINERS: dict[str, Any] = {
@@ -43,15 +44,6 @@ TRAINERS: dict[str, Any] = {
     "vla": (VLATrainer, VLATrainingArguments),
 }
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imports_out_of_the_garbage_collector():
-    """A Trainer collects garbage whenever it starts: a third of a second, if it has to look at all imported modules."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import sys
 from pathlib import Path
@@ -26,6 +25,8 @@ from priorvla.training.data.readers import load_trajectories
 from priorvla.training.data.trajectory_dataset import TrajectoryDataset
 from priorvla.training.vla_arguments import VLATrainingArguments
 from priorvla.training.vla_trainer import VLATrainer
+
+pytestmark = pytest.mark.usefixtures("imports_are_not_garbage")
 
 H = 6
 
@@ -64,15 +65,6 @@ def needs_torchao() -> None:
 
 
 quantized = pytest.mark.usefixtures("needs_torchao")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imports_out_of_the_garbage_collector():
-    """A Trainer collects garbage whenever it starts: a third of a second, if it has to look at all imported modules."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(params=["tiny_backbone", "tiny_smolvlm"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import replace
 
 import pytest
@@ -17,20 +16,13 @@ from priorvla.configuration.backbone_reference import BACKBONE_KEYS
 from priorvla.modeling_priorvla.backbone import describe_backbone, load_backbone
 from priorvla.training.observing_trainer import as_features
 
+pytestmark = pytest.mark.usefixtures("imports_are_not_garbage")
+
 H = 6
 HOSTS = ["cross", "joint", "gated"]
 STARTS = ["random", "action prior", "vision-action prior", "both"]
 CELLS = [("latent", start) for start in STARTS[:2]] + [(fusion, start) for fusion in HOSTS for start in STARTS]
 BACKBONES = ["tiny_backbone", "tiny_smolvlm"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imports_out_of_the_garbage_collector():
-    """A Trainer collects garbage whenever it starts: a third of a second, if it has to look at all imported modules."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,19 +20,12 @@ from priorvla.training.data.trajectory_dataset import TrajectoryDataset, expert_
 from priorvla.training.vla_arguments import VLATrainingArguments
 from priorvla.training.vla_trainer import VLATrainer
 
+pytestmark = pytest.mark.usefixtures("imports_are_not_garbage")
+
 H = 6
 LORA = {"r": 2, "lora_alpha": 4}
 TRAININGS = ["lora", "full"]
 KINDS = ["frozen", *TRAININGS]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imports_out_of_the_garbage_collector():
-    """A Trainer collects garbage whenever it starts: a third of a second, if it has to look at all imported modules."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module", params=["tiny_backbone", "tiny_smolvlm"])

@@ -1,6 +1,5 @@
 """Both Trainers: what is minimised, what moves, what is saved, and that an interruption leaves no trace."""
 
-import gc
 import json
 from dataclasses import replace
 
@@ -24,6 +23,8 @@ from priorvla.training.data.trajectory_dataset import TrajectoryDataset, expert_
 from priorvla.training.vla_arguments import VLATrainingArguments
 from priorvla.training.vla_trainer import VLATrainer
 
+pytestmark = pytest.mark.usefixtures("imports_are_not_garbage")
+
 H = 4
 EXPERT = {
     "chunk_size": H,
@@ -40,15 +41,6 @@ FUSION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "n
 VLA = {"fusion_transformer": FUSION, "vision_hidden_size": 16, "text_hidden_size": 24, "backbone_layers": 2}
 KINDS = ["prior", "vla"]
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imports_out_of_the_garbage_collector():
-    """A Trainer collects garbage whenever it starts: a third of a second, if it has to look at all imported modules."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """`pretrain` and `train` from options to a finished folder: checks, files, the control, Ctrl-C and going on."""
 
 import csv
-import gc
 import json
 import shutil
 import signal
@@ -25,6 +24,8 @@ from priorvla.training.prior_quality import measure_prior
 from priorvla.training.run_options import PriorOptions, RunOptions, VLAOptions, split_weight
 from priorvla.training.train import train_vla
 
+pytestmark = pytest.mark.usefixtures("imports_are_not_garbage")
+
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
 MOTION = {
     "expert": {**SMALL, "num_key_value_heads": 1, "head_dim": 8, "chunk_size": 4, "expert_layers": ["motion"]},
@@ -32,15 +33,6 @@ MOTION = {
 }
 SIGHT = {"fusion_transformer": {**SMALL, "num_hidden_layers": 1}}
 TRAINING = {"per_device_train_batch_size": 8, "disable_tqdm": True}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imports_out_of_the_garbage_collector():
-    """A Trainer collects garbage whenever it starts: a third of a second, if it has to look at all imported modules."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 from dataclasses import replace
@@ -24,6 +23,8 @@ from priorvla.training.data.lerobot_writer import LeRobotDatasetWriter
 from priorvla.training.run_options import VisionPriorOptions
 from priorvla.training.train import pretrain_vision_action_prior
 
+pytestmark = pytest.mark.usefixtures("imports_are_not_garbage")
+
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
 MOTION = {
     "expert": {**SMALL, "num_key_value_heads": 1, "head_dim": 8, "chunk_size": 4, "expert_layers": ["motion"]},
@@ -38,15 +39,6 @@ KINDS = {  # checkpoint -> what `info` calls it, and the title of its card
     "policy": ("policy (rung 3)", "# Vision-language-action"),
     "policy_control": ("policy (rung 3)", "# Vision-language-action"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imports_out_of_the_garbage_collector():
-    """A Trainer collects garbage whenever it starts: a third of a second, if it has to look at all imported modules."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
