@@ -10,15 +10,14 @@ Beside each adapter stands what a whole checkpoint of the same policy takes, its
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
+from report_file import write_report
 from rung2_speed import BACKBONE, backbone_fields
 from transformers import set_seed
 
 from priorvla.configuration.configuration_priorvla import FUSIONS, PriorVLAConfig
-from priorvla.hub_cards.versions import installed_versions
 from priorvla.modeling_priorvla.adapters import add_adapter, save_adapter
 from priorvla.modeling_priorvla.backbone import Backbone, load_backbone
 from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
@@ -71,9 +70,7 @@ def main() -> None:
         print(f"{fusion:<8}{', '.join(f'{preset} {size:.1f}' for preset, size in hosts[fusion].items())}", flush=True)
     largest = max(sizes[preset] for sizes in hosts.values() for preset in ADAPTER_PRESETS)
     print(f"the largest adapter takes {largest} MB; the limit is {LIMIT}")
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    report = {"kind": "adapter_size", "rank": options.rank, "hosts": hosts, "versions": installed_versions()}
-    (options.output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_report(options.output_dir, {"kind": "adapter_size", "rank": options.rank, "hosts": hosts})
 
 
 if __name__ == "__main__":

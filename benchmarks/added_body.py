@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -19,8 +18,8 @@ import time
 from pathlib import Path
 
 import torch
+from report_file import write_report
 
-from priorvla.hub_cards.versions import installed_versions
 from priorvla.modeling_priorvla.modeling_action_prior import ActionPriorModel
 
 WINDOWS = 64
@@ -100,9 +99,7 @@ def main() -> None:
         loss = json.loads((place / "metrics.json").read_text(encoding="utf-8"))["eval_loss"]
         after = ActionPriorModel.from_pretrained(place)
         result[arm] = {"seconds": round(seconds, 1), "eval_loss": loss, "numbers changed": changed(before, after)}
-    result |= {"cores": os.cpu_count(), "versions": installed_versions()}
-    (folder / "report.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    print(json.dumps(write_report(folder, result), indent=2))
 
 
 if __name__ == "__main__":

@@ -26,8 +26,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -37,6 +35,7 @@ from typing import Any
 
 import torch
 from chunk_latency import save_smolvlm
+from report_file import write_report
 from rung2_speed import over_rounds
 from transformers import (
     AutoModel,
@@ -59,7 +58,6 @@ from transformers import (
 )
 
 from priorvla.configuration.expert_layout import even_taps
-from priorvla.hub_cards.versions import installed_versions
 from priorvla.modeling_priorvla.backbone import adapter_of, load_backbone
 from priorvla.modeling_priorvla.backbone_features import Backbone, LanguageFeatures, VisionFeatures
 from priorvla.modeling_priorvla.packaged_backbones import PACKAGED_BACKBONES, packaged_backbone_folder
@@ -249,12 +247,8 @@ def main() -> None:
         "instruction_tokens": TOKENS,
         "rounds": options.rounds,
         "backbones": rows,
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {options.threads} used",
-        "versions": installed_versions(),
     }
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    (options.output_dir / "report.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    print(json.dumps(write_report(options.output_dir, result, threads=options.threads), indent=2))
 
 
 if __name__ == "__main__":

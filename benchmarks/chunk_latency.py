@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -33,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from report_file import write_report
 from rung2_speed import BACKBONE, backbone_fields, over_rounds, vision_action_prior
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
@@ -42,7 +41,6 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from priorvla.configuration.configuration_priorvla import FUSIONS, PriorVLAConfig
 from priorvla.configuration.embodiment import Embodiment
 from priorvla.configuration.recipe import load_recipe
-from priorvla.hub_cards.versions import installed_versions
 from priorvla.modeling_priorvla.backbone import Backbone, load_backbone
 from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
 from priorvla.modeling_priorvla.packaged_backbones import packaged_backbone_folder
@@ -210,12 +208,8 @@ def main() -> None:
         "denoising_steps": options.steps,
         "batch": 1,
         "backbones": backbones,
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {options.threads} used",
-        "versions": installed_versions(),
     }
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    (options.output_dir / "report.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    print(json.dumps(write_report(options.output_dir, result, threads=options.threads), indent=2))
 
 
 if __name__ == "__main__":

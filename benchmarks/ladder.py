@@ -22,18 +22,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from report_file import made_with, write_report
+
 from priorvla.deployment.environments import list_tasks
 from priorvla.deployment.evaluation import evaluate_policy
 from priorvla.deployment.policy import PriorVLAPolicy
 from priorvla.hub_cards.intervals import wilson_interval
-from priorvla.hub_cards.versions import installed_versions
 
 TASKS = ("drawer-open", "drawer-close", "button-press-topdown", "door-open", "window-open", "faucet-open")
 ARMS = ("one stage", "motion", "sight", "motion, sight", "one stage, longer", "motion, longer")
@@ -159,19 +159,10 @@ def main() -> None:
         for arm in options.arms:
             runs[arm].append(ladder.evaluate(arm, ladder.train(arm)))
             print(told(arm, runs[arm]), flush=True)
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    versions = installed_versions()
     print(f"\n{options.fusion}, {options.max_steps} steps of rung 3, {options.sight_steps} of rung 2")
     print("\n".join(told(arm, results) for arm, results in runs.items()))
-    print(f"{machine}; {', '.join(f'{name} {number}' for name, number in versions.items())}")
-    report = {
-        "kind": "ladder",
-        **{key: getattr(options, key) for key in ("fusion", "max_steps", "sight_steps", "motion_steps", "seeds")},
-        "arms": runs,
-        "machine": machine,
-        "versions": versions,
-    }
-    (options.output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    settings = {key: getattr(options, key) for key in ("fusion", "max_steps", "sight_steps", "motion_steps", "seeds")}
+    print(made_with(write_report(options.output_dir, {"kind": "ladder", **settings, "arms": runs})))
 
 
 if __name__ == "__main__":

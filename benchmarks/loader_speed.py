@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -21,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from report_file import write_report
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from priorvla.configuration.configuration_action_prior import ActionPriorConfig
 from priorvla.configuration.embodiment import Embodiment
 from priorvla.configuration.recipe import load_recipe
-from priorvla.hub_cards.versions import installed_versions
 from priorvla.modeling_priorvla.modeling_action_prior import ActionPriorModel
 from priorvla.training.data.trajectory import Trajectory, TrajectorySource
 from priorvla.training.data.trajectory_dataset import (
@@ -191,12 +189,8 @@ def main() -> None:
         },
         "training": share,
         "share_under_2_percent": share["loader_share_of_step"] < TARGET_SHARE,
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, 1 used",
-        "versions": installed_versions(),
     }
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    (options.output_dir / "report.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    print(json.dumps(write_report(options.output_dir, result, threads=1), indent=2))
 
 
 if __name__ == "__main__":

@@ -16,15 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from priorvla.hub_cards.versions import installed_versions
+from report_file import made_with, write_report
 
 # simulator -> (tasks, episodes a task): a few minutes of state-only collecting
 SIMULATED = {
@@ -113,19 +111,8 @@ def main() -> None:
                 told, sign = " ".join(f"{value:.2f}" for value in values), "/" if measure in RATIOS else "-"
                 line += f"  multi {sign} {arm}: {statistics.median(values):.2f} ({told})"
             lines.append(line)
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    versions = installed_versions()
-    told = ", ".join(f"{name} {number}" for name, number in versions.items())
-    print("\n".join([*lines, f"{machine}; {told}"]))
-    report = {
-        "kind": "multi-body",
-        "max_steps": options.max_steps,
-        "seeds": options.seeds,
-        "runs": runs,
-        "machine": machine,
-        "versions": versions,
-    }
-    (options.output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    result = {"kind": "multi-body", "max_steps": options.max_steps, "seeds": options.seeds, "runs": runs}
+    print("\n".join([*lines, made_with(write_report(options.output_dir, result))]))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -40,13 +39,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from report_file import made_with, write_report
 
 from priorvla.configuration.recipe import load_recipe
 from priorvla.deployment.environments import list_tasks
 from priorvla.deployment.evaluation import evaluate_policy
 from priorvla.deployment.policy import PriorVLAPolicy
 from priorvla.hub_cards.intervals import wilson_interval
-from priorvla.hub_cards.versions import installed_versions
 from priorvla.training.finetune_options import WHOLE_PRESETS
 
 BASE_TASKS = ("drawer-open", "drawer-close", "button-press-topdown", "door-open", "window-open", "faucet-open")
@@ -232,12 +231,8 @@ def main() -> None:
         print(f"\n| {count} demonstrations, {options.max_steps} steps | success | by target | core minutes | MB |")
         print("|---|---|---|--:|--:|")
         print("\n".join(told(arm, cells) for arm, cells in arms.items()))
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    versions = installed_versions()
-    print(f"\n{machine}; {', '.join(f'{name} {number}' for name, number in versions.items())}")
     settings = {name: getattr(options, name) for name in SETTINGS}
-    report = {"kind": "new_task", **settings, "table": table, "machine": machine, "versions": versions}
-    (options.output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(f"\n{made_with(write_report(options.output_dir, {'kind': 'new_task', **settings, 'table': table}))}")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import re
 import socket
 import struct
@@ -39,6 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from report_file import write_report
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
@@ -56,7 +55,6 @@ from priorvla.configuration.configuration_priorvla import PriorVLAConfig
 from priorvla.configuration.embodiment import Embodiment
 from priorvla.deployment.client import PolicyClient
 from priorvla.deployment.serving.numpy_messages import decode, encode
-from priorvla.hub_cards.versions import VERSIONED, installed_versions
 from priorvla.modeling_priorvla.backbone import describe_backbone
 from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
@@ -358,12 +356,9 @@ def main() -> None:
         if not options.faults:
             with serving(folders, max_batch=8) as (_, port):
                 result["fairness"]["batches_of_8"] = measure_fairness(port, options.seconds)
-    result["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    result["versions"] = installed_versions((*VERSIONED, "websockets", "msgpack"))
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    report = options.output_dir / ("faults.json" if options.faults else "report.json")
-    report.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    name = "faults.json" if options.faults else "report.json"
+    report = write_report(options.output_dir, result, packages=("websockets", "msgpack"), name=name)
+    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import shutil
 import sys
@@ -24,10 +22,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from report_file import write_report
 from torch.utils.data import DataLoader
 
 from priorvla.configuration.embodiment import Embodiment
-from priorvla.hub_cards.versions import installed_versions
 from priorvla.training.data.trajectory import Trajectory, TrajectorySource
 from priorvla.training.data.trajectory_dataset import MixtureSampler, TrajectoryDataset, fit_embodiments, whole_batch
 from priorvla.training.data.trajectory_store import TrajectoryStore
@@ -136,11 +134,8 @@ def main() -> None:
         "drawn_by_weight": weighted,
         "peak_resident_gb": resident_gb()["peak"],
         "peak_under_1_gb": resident_gb()["peak"] < LIMIT_GB,
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, 1 used",
-        "versions": installed_versions(),
     }
-    (options.output_dir / "report.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    print(json.dumps(write_report(options.output_dir, result, threads=1), indent=2))
 
 
 if __name__ == "__main__":

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from priorvla.hub_cards.versions import installed_versions
+from report_file import write_report
 
 
 def collect_episodes(folder: Path) -> str:
@@ -50,11 +48,8 @@ def main() -> None:
         "steps": options.max_steps,
         "megabytes": round((prior / "model.safetensors").stat().st_size / 1e6, 1),
         "metrics": json.loads((prior / "metrics.json").read_text(encoding="utf-8")),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "versions": installed_versions(),
     }
-    (options.output_dir / "report.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    print(json.dumps(write_report(options.output_dir, result), indent=2))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -29,12 +27,12 @@ from typing import Any
 
 import torch
 from chunk_latency import save_smolvlm
+from report_file import write_report
 from rung2_speed import BACKBONE, vision_action_prior, write_demonstrations
 from torch.utils.data import Dataset
 from transformers import PrinterCallback
 
 from priorvla.configuration.configuration_priorvla import SEEING_FUSIONS
-from priorvla.hub_cards.versions import installed_versions
 from priorvla.modeling_priorvla.backbone import load_backbone
 from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
 from priorvla.modeling_priorvla.packaged_backbones import packaged_backbone_folder
@@ -171,12 +169,8 @@ def main() -> None:
         "fusion": options.fusion,
         "windows_a_step": options.batch_size,
         "backbones": backbones,
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {options.threads} used",
-        "versions": installed_versions(),
     }
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    (options.output_dir / "report.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    print(json.dumps(write_report(options.output_dir, result, threads=options.threads), indent=2))
 
 
 if __name__ == "__main__":

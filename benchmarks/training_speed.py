@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from report_file import write_report
 
 from priorvla.configuration.configuration_action_prior import ActionPriorConfig
 from priorvla.configuration.embodiment import Embodiment
-from priorvla.hub_cards.versions import installed_versions
 from priorvla.modeling_priorvla.modeling_action_prior import ActionPriorModel
 from priorvla.training.data.trajectory import Trajectory, TrajectorySource
 from priorvla.training.data.trajectory_dataset import TrajectoryDataset, expert_dims
@@ -79,18 +79,15 @@ def main() -> None:
     square = torch.randn(1024, 1024)
     peak = 2 * 1024**3 / seconds(lambda: square @ square, 15)
     result = {
-        "threads": options.threads,
+        "kind": "training-speed",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "loader_windows_per_s": round(BATCH / loader),
         "training_chunks_per_s": round(BATCH / training, 1),
         "loader_share_of_step": round(loader / (loader + training), 4),
         "matmul_gflop_per_s": round(peak / 1e9, 1),
         "share_of_matmul_peak": round(flops / training / peak, 3),
-        "versions": installed_versions(),
     }
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    (options.output_dir / "report.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    print(json.dumps(write_report(options.output_dir, result, threads=options.threads), indent=2))
 
 
 def matrix_entries(module: torch.nn.Module) -> int:
