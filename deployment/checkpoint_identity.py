@@ -6,8 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from ..configuration.adapter_files import ADAPTER_CONFIG_FILE
 from ..modeling_priorvla.adapter_places import commit_of
-from ..modeling_priorvla.adapters import ADAPTER_CONFIG_FILE
 from ..training.data.lerobot_fingerprint import file_digest
 
 DECISIVE = ("*.safetensors", "config.json", "embodiments.json", "processor_config.json", ADAPTER_CONFIG_FILE)

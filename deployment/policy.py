@@ -95,7 +95,7 @@ class PriorVLAPolicy:
             )
         chunk_size = model.config.expert.chunk_size
         self.model, self.processor = model.eval(), processor
-        self.embodiment = _choose(processor.embodiments, embodiment)
+        self.embodiment = processor.embodiment(embodiment)
         whole = max(1, chunk_size // 2) if ensemble is None else 1
         self.execute_steps = whole if execute_steps is None else execute_steps
         if not 1 <= self.execute_steps <= chunk_size:
@@ -321,16 +321,6 @@ def _require_averageable(body: Embodiment, ensemble: float, execute_steps: int |
             f"ensemble={ensemble}: {body.name!r} has rotations, or actions that count from each chunk's own start, and "
             "their numbers cannot be averaged: leave it out"
         )
-
-
-def _choose(embodiments: Sequence[Embodiment], name: str | None) -> Embodiment:
-    names = [embodiment.name for embodiment in embodiments]
-    if name is None and len(names) == 1:
-        return embodiments[0]
-    if name not in names:
-        given = "no embodiment was given" if name is None else f"embodiment {name!r} is unknown"
-        raise ValueError(f"{given}: this checkpoint has {', '.join(names)}; pass embodiment=")
-    return embodiments[names.index(name)]
 
 
 __all__ = ["Observation", "Policy", "PolicySession", "PriorVLAPolicy", "RandomPolicy"]

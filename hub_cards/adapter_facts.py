@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..configuration.adapter_files import own_bodies
 from .privacy import scrub
 
 if TYPE_CHECKING:
     from ..modeling_priorvla.attached_backbone import BackbonePreTrainedModel
 
-_BODY = re.compile(r"(?:projections|tokens)\.(\d+)$")  # a module that is one body's own, by its full name
 # What stands in peft's `target_modules` -> what the low-rank maps lie beside.
 _PARTS = {"expert": "the expert's layers", "trained_backbone": "the backbone's attention"}
 BYTES = 4  # a parameter: adapters are trained and saved in float32
@@ -40,7 +39,7 @@ def adapter_facts(adapter: Mapping[str, Any], embodiments: Sequence[str], parame
         `revision` of its base, `targets`, the layers as peft names them, `table` (names to words), and `bodies`, the
         indices of the bodies whose own parts it has.
     """
-    bodies = [index for index in _own_bodies(adapter) if index < len(embodiments)]
+    bodies = [index for index in own_bodies(adapter.get("modules_to_save")) if index < len(embodiments)]
     targets = scrub(str(adapter.get("target_modules") or ""))
     reached = [part for part in _PARTS if part in targets]
     preset = {"expert": "expert", "trained_backbone": "backbone"}.get("+".join(reached), "all")
@@ -61,11 +60,6 @@ def adapter_facts(adapter: Mapping[str, Any], embodiments: Sequence[str], parame
         "table": {key: str(value) for key, value in table.items() if value is not None},
         "bodies": bodies,
     }
-
-
-def _own_bodies(adapter: Mapping[str, Any]) -> list[int]:
-    found = (_BODY.search(str(module)) for module in adapter.get("modules_to_save") or [])
-    return sorted({int(match.group(1)) for match in found if match})
 
 
 __all__ = ["adapter_config", "adapter_facts"]

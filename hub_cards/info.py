@@ -10,13 +10,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
 
+from ..configuration.adapter_files import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from ..configuration.embodiment import load_embodiments
 from .checkpoints import kind_of
 from .listening import listening
 from .policy_facts import layer_groups
 from .prior_metrics import metrics_by_body
 
-ADAPTER_FILE = "adapter_config.json"  # peft's
 DESCRIPTIONS = {
     "action-prior": "action prior (rung 1: motion)",
     "vision-action-prior": "vision-action prior (rung 2: sight)",
@@ -37,7 +37,7 @@ def describe_checkpoint(source: str | Path) -> str:
     """
     folder = checkpoint_folder(source)
     file = folder / "config.json"
-    if (folder / ADAPTER_FILE).is_file():
+    if (folder / ADAPTER_CONFIG_FILE).is_file():
         return "\n".join([f"{source}: adapter (LoRA) on a policy", *_adapter(folder), *_metrics(folder)])
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: {source} is no checkpoint folder")
@@ -127,11 +127,11 @@ def _sight(config: dict[str, Any]) -> list[str]:
 
 
 def _adapter(folder: Path) -> list[str]:
-    config = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    config = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
     lines = [
         f"  base                        {config.get('base_model_name_or_path')}",
         f"  rank                        {config.get('r')}",
-        *_weights(folder, "adapter_model.safetensors"),
+        *_weights(folder, ADAPTER_FILE),
     ]
     return lines + [_embodiment_line(embodiment) for embodiment in load_embodiments(folder)]
 

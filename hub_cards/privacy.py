@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 REMOVED = "[removed]"
 
 # A path needs two components to be one: "/think" in a chat template is none. URLs and "owner/name" are not absolute.
@@ -79,9 +81,10 @@ def private_findings(text: str) -> list[str]:
 
 
 def require_public(folder: str | Path) -> None:
-    """Raises ValueError naming file and finding when a file of text in `folder` holds something private.
+    """Raises ValueError naming file and finding when a text in `folder` holds something private.
 
-    Text is whatever reads as UTF-8. Vocabularies are not searched.
+    Text is whatever reads as UTF-8, and the metadata of safetensors (ValueError also when one is broken). Vocabularies
+    are not searched.
     """
     folder = Path(folder)
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in _VOCABULARIES):
@@ -90,6 +93,9 @@ def require_public(folder: str | Path) -> None:
 
 
 def _file_findings(path: Path) -> Iterator[str]:
+    if path.suffix == ".safetensors":
+        yield from _json_findings(_metadata(path), "")
+        return
     text = _text(path)
     if text is None:
         return
@@ -98,6 +104,14 @@ def _file_findings(path: Path) -> Iterator[str]:
     except ValueError:
         content = text
     yield from private_findings(text) if content is text else _json_findings(content, "")
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as safetensors ({error}): save it again") from None
 
 
 def _text(path: Path) -> str | None:

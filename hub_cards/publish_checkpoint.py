@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, ModelCard
 from transformers import AutoConfig, PreTrainedModel
 
-from ..modeling_priorvla.adapters import ADAPTER_CONFIG_FILE
+from ..configuration.adapter_files import ADAPTER_CONFIG_FILE
 from ..modeling_priorvla.modeling_action_prior import ActionPriorModel
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+from ..configuration.adapter_files import ADAPTER_CONFIG_FILE
 from .checkpoints import is_hub_id
-
-_HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]  # the client's HTTP library is httpx or httpx2
+from .uploading import HTTP_ERROR
 
 
 def published_base(known: str | None, base: str | None) -> str:
@@ -57,7 +57,7 @@ def with_published_base(
 
 def write_base(folder: Path, adapter: Mapping[str, Any]) -> None:
     """Names the base of the config `adapter` in the `adapter_config.json` of `folder`."""
-    file = folder / "adapter_config.json"
+    file = folder / ADAPTER_CONFIG_FILE
     told = {key: adapter.get(key) for key in ("base_model_name_or_path", "revision")}
     config = {**json.loads(file.read_text(encoding="utf-8")), **told}
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -73,7 +73,7 @@ def _commit(base: str, revision: str | None, token: str | None) -> str | None:
             f"the adapter's base {base}{at} is not on the Hub, or not for you to see: publish the base first, and name "
             "its Hub id (base_model=, --base-model)"
         ) from None
-    except (OSError, _HTTP_ERROR):
+    except (OSError, HTTP_ERROR):
         return None
 
 

@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
+from ..configuration.adapter_files import ADAPTER_FILE
 from .bundled_code import BUNDLED_ROOMS, PACKAGE
 from .card_pictures import PLOTS
 from .checkpoints import MODEL_TYPES
@@ -18,7 +19,7 @@ _WRITTEN = (
     "*config.json",  # of model, adapter, processor, tokenizer, generation
     "model*.safetensors",
     "model.safetensors.index.json",
-    "adapter_model.safetensors",
+    ADAPTER_FILE,
     "embodiments.json",
     "metrics.json",
     "report.json",

@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..configuration.adapter_files import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from ..configuration.embodiment import EMBODIMENTS_FILE, Embodiment, save_embodiments
-from ..modeling_priorvla.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, adapter_tensors, adapters_in, save_adapter
+from ..modeling_priorvla.adapters import adapter_tensors, adapters_in, save_adapter
 from ..modeling_priorvla.attached_backbone import TRAINED, BackbonePreTrainedModel
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from .adapter_facts import adapter_config

@@ -12,15 +12,16 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import ModelInfo, RepoFile
 
+from ..configuration.adapter_files import ADAPTER_CONFIG_FILE
 from .checkpoints import is_hub_id
 from .privacy import require_public
 from .published_files import is_written
 
-CONFIGS = ("config.json", "adapter_config.json")  # a repository with neither holds no checkpoint
+CONFIGS = ("config.json", ADAPTER_CONFIG_FILE)  # a repository with neither holds no checkpoint
 KEPT = ".gitattributes"  # the Hub's own, in every repository
 LOGIN = "log in with `hf auth login`, set HF_TOKEN, or pass token="
 # The client's HTTP library is httpx or httpx2, by the release of huggingface_hub.
-_HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def upload_checkpoint(
     if found.private and not private:
         try:
             api.update_repo_settings(repo, private=False)
-        except (OSError, _HTTP_ERROR) as error:
+        except (OSError, HTTP_ERROR) as error:
             raise OSError(
                 f"the checkpoint is at {commit}, but {repo} is still private ({error}): make it public in its settings "
                 "on the Hub"
@@ -229,10 +230,10 @@ def _explained(repo: str) -> Iterator[None]:
         yield
     except RuntimeError as error:  # of a file's upload; what happened is its cause
         cause = error.__cause__
-        if not isinstance(cause, _HTTP_ERROR):
+        if not isinstance(cause, HTTP_ERROR):
             raise
         raise _told(repo, cause) from error
-    except _HTTP_ERROR as error:
+    except HTTP_ERROR as error:
         raise _told(repo, error) from error
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..configuration.configuration_expert import ExpertConfig
 from ..configuration.configuration_priorvla import PriorVLAConfig
@@ -13,23 +12,6 @@ from .adding_embodiments import embodiment_index
 
 if TYPE_CHECKING:
     from .attached_backbone import BackbonePreTrainedModel
-
-_BODY = re.compile(r"(?<=\.)(projections|tokens)\.(\d+)(?=\.|$)")  # in the name of a tensor that is a body's own
-
-
-def own_bodies(config: Any) -> list[int]:
-    """The ids of the bodies whose own parts an adapter has, by peft's config of it."""
-    return sorted({body for module in config.modules_to_save or [] for body in bodies_in(module)})
-
-
-def bodies_in(tensor: str) -> set[int]:
-    """The id of the body whose own a tensor or module is, by its name; empty for a shared one."""
-    return {int(found.group(2)) for found in _BODY.finditer(tensor)}
-
-
-def renumbered(tensor: str, ids: dict[int, int]) -> str:
-    """The name of the same tensor or module where the bodies have other ids."""
-    return _BODY.sub(lambda found: f"{found.group(1)}.{ids[int(found.group(2))]}", tensor)
 
 
 def ids_here(
@@ -73,4 +55,4 @@ def config_alone(model: BackbonePreTrainedModel, ids: dict[int, int]) -> PriorVL
     return config
 
 
-__all__ = ["bodies_in", "config_alone", "ids_alone", "ids_here", "own_bodies", "renumbered"]
+__all__ = ["config_alone", "ids_alone", "ids_here"]

@@ -37,14 +37,7 @@ def processor_for(
         raise ValueError(f"embodiment {missing[0]!r} of the model is in none of these: name its adapter, too")
     bodies = [told[name] for name in names]
     model.config.expert.require_embodiments(bodies)
-    return PriorVLAProcessor(
-        first.image_processor,
-        first.tokenizer,
-        bodies,
-        first.chunk_size,
-        first.max_text_length,
-        first.text_template,
-    )
+    return first.with_embodiments(bodies)
 
 
 __all__ = ["processor_for"]

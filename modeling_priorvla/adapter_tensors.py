@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .adapter_bodies import bodies_in, renumbered
+from ..configuration.adapter_files import bodies_in, renumbered
 from .attached_backbone import TRAINED, BackbonePreTrainedModel
 
 if TYPE_CHECKING:

@@ -18,9 +18,10 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 from transformers.utils.hub import cached_file
 
+from ..configuration.adapter_files import ADAPTER_CONFIG_FILE, ADAPTER_FILE, bodies_in, own_bodies, renumbered
 from ..configuration.configuration_priorvla import PriorVLAConfig
 from .adapter_bases import base_sha256, overrides, require_same_base
-from .adapter_bodies import bodies_in, config_alone, ids_alone, ids_here, own_bodies, renumbered
+from .adapter_bodies import config_alone, ids_alone, ids_here
 from .adapter_places import HUB_ARGUMENTS, lasting_place
 from .adapter_tensors import HELD, adapter_tensors, adapters_in, copy_tensors, double_of, load_peft, require_adapters
 from .adding_embodiments import embodiment_index
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     except ImportError:
         pass
 
-ADAPTER_CONFIG_FILE, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 DEFAULT = "default"  # peft's name of the only adapter
 STARTS = (True, False, "gaussian", "orthogonal")  # of peft's init_lora_weights, those that leave the base's weights be
 ELSEWHERE = {"base_model_name_or_path", "revision", "inference_mode", "peft_version", "modules_to_save"}
@@ -116,7 +116,7 @@ def save_adapter(model: BackbonePreTrainedModel, folder: str | os.PathLike[str],
         if base and os.path.isdir(base) and place.resolve() == Path(base).resolve():
             raise ValueError(f"{place} is the adapter's base, which would be replaced: save it in another folder")
     place.mkdir(parents=True, exist_ok=True)
-    ids = ids_alone(model, own_bodies(config))
+    ids = ids_alone(model, own_bodies(config.modules_to_save))
     config.inference_mode = True
     config.modules_to_save = sorted(renumbered(module, ids) for module in config.modules_to_save or []) or None
     tensors = {
@@ -162,12 +162,12 @@ def load_adapter(
         _load_into(double, config, theirs, saved, name, place)  # whatever cannot be is refused here
     adapters = _load_into(model, config, theirs, saved, name, place)
     model.base_sha256 = found
-    for body in own_bodies(config):
+    for body in own_bodies(config.modules_to_save):
         robot = theirs.expert.embodiments[body]
         if (here := embodiment_index(model.config.expert, robot)) != body:
             logger.warning(
                 f"{robot!r} is embodiment {here} in this model and {body} in the processor that was saved with its "
-                "adapter: use priorvla.modeling_priorvla.adapter_processor.processor_for(model, ...)"
+                "adapter: use priorvla.processor_for(model, ...)"
             )
     adapters.eval()
     return adapters
@@ -190,7 +190,7 @@ def read_adapter(model: BackbonePreTrainedModel, place: str | os.PathLike[str], 
                 "settings that it began with"
             )
     saved = load_file(Path(place) / ADAPTER_FILE)
-    copy_tensors(model, saved, name, ids_here(model, theirs.expert, own_bodies(then)), place)
+    copy_tensors(model, saved, name, ids_here(model, theirs.expert, own_bodies(then.modules_to_save)), place)
 
 
 def load_adapted(
@@ -300,7 +300,7 @@ def _load_into(
     config = copy.deepcopy(config)
     if model.base_embodiments is None:
         model.base_embodiments = list(model.config.expert.embodiments)
-    ids = ids_here(model, theirs.expert, own_bodies(config), add=True)
+    ids = ids_here(model, theirs.expert, own_bodies(config.modules_to_save), add=True)
     config.modules_to_save = sorted(renumbered(module, ids) for module in config.modules_to_save or []) or None
     adapters = _put_in(model, config, name)
     copy_tensors(model, saved, name, ids, place)
@@ -318,7 +318,7 @@ def _reveal_backbone(model: BackbonePreTrainedModel) -> None:
 
 def _freeze_other_bodies(adapters: PeftModel, name: str) -> None:
     """Soft tokens are saved as a whole; those of other bodies do not move."""
-    own = own_bodies(adapters.peft_config[name])
+    own = own_bodies(cast("LoraConfig", adapters.peft_config[name]).modules_to_save)
     for module, part in adapters.named_modules():
         if isinstance(part, SoftTokens) and module.endswith(f"modules_to_save.{name}"):
             for body, tokens in enumerate(part.tokens):
@@ -327,7 +327,6 @@ def _freeze_other_bodies(adapters: PeftModel, name: str) -> None:
 
 
 __all__ = [
-    "ADAPTER_CONFIG_FILE",
     "ADAPTER_FILE",
     "adapter_tensors",
     "adapters_in",

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from ..configuration.adapter_files import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from ..configuration.configuration_priorvla import PriorVLAConfig
 from .adapter_places import HUB_ARGUMENTS, adapter_place, commit_of, lasting_place, weight_files
 from .backbone import Backbone, load_backbone
@@ -172,7 +173,7 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
 
         A folder has either weights or an adapter: what was there of the other is removed.
         """
-        from .adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, adapters_in, save_adapter  # it builds on this module
+        from .adapters import adapters_in, save_adapter  # it builds on this module
 
         if adapters_in(self) is not None:
             save_adapter(self, save_directory)

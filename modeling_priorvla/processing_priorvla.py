@@ -16,6 +16,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file, logging
 
 from ..configuration.embodiment import EMBODIMENTS_FILE, Embodiment, load_embodiments, save_embodiments
+from .adapter_places import HUB_ARGUMENTS
 from .backbone import adapter_of
 from .backbone_files import backbone_model_type, read_backbone_config
 from .example_batching import (
@@ -31,8 +32,6 @@ from .image_processors import load_image_processor, made_image_size
 from .prompt_format import WORDS
 
 logger = logging.get_logger(__name__)
-
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 SAVED_SETTINGS = ("chunk_size", "max_text_length", "text_template")
 
@@ -142,9 +141,17 @@ class PriorVLAProcessor(ProcessorMixin):
             )
         return names.index(name)
 
-    def embodiment(self, name: str) -> Embodiment:
-        """The embodiment of that name; errors as `embodiment_id`."""
-        return self._embodiments[self.embodiment_id(name)]
+    def embodiment(self, name: str | None) -> Embodiment:
+        """The embodiment of that name; None: the only one. Errors as `embodiment_id`, and where there are several."""
+        if name is None and len(self._embodiments) != 1:
+            names = ", ".join(embodiment.name for embodiment in self._embodiments) or "none"
+            raise ValueError(f"no embodiment was given, and this processor has: {names}. Name one of them")
+        return self._embodiments[0 if name is None else self.embodiment_id(name)]
+
+    def with_embodiments(self, embodiments: Sequence[Embodiment]) -> PriorVLAProcessor:
+        """A processor of these robots, in the order of the model's embodiment id; all else is as in this one."""
+        settings = {name: getattr(self, name) for name in SAVED_SETTINGS}
+        return type(self)(self.image_processor, self.tokenizer, list(embodiments), **settings)
 
     def __call__(  # type: ignore[override]  # a robot's processor takes more than images, text, videos and audio
         self,

@@ -40,13 +40,13 @@ TOKENS = {"hf_of_me": "me", "hf_of_somebody": "somebody"}
 class Fault:
     """What befalls the next `times` requests whose line ("POST /api/models/me/x/commit/main") holds `request`.
 
-    `drop`: the connection dies after the first bytes of the request arrived, and nothing is done ("request"), or when
-    all is done and only the answer is missing ("answer"). `status`: an error with this number instead of an answer.
-    `delay`: seconds before anything else.
+    `drop`: the connection dies after the first bytes of the request arrived, and nothing is done ("request"), when all
+    is done and only the answer is missing ("answer"), or in the middle of the answer ("middle"). `status`: an error
+    with this number instead of an answer. `delay`: seconds before anything else.
     """
 
     request: str
-    drop: Literal["request", "answer"] | None = None
+    drop: Literal["request", "answer", "middle"] | None = None
     status: int | None = None
     delay: float = 0.0
     times: int = 1
@@ -168,8 +168,6 @@ class LoopbackHub:
             Route(files, self._file),  # of a model
         ]
 
-    # --- for tests ---
-
     @property
     def url(self) -> str:
         port = self._server.servers[0].sockets[0].getsockname()[1]
@@ -218,8 +216,6 @@ class LoopbackHub:
         self._server.should_exit = True
         self._thread.join()
 
-    # --- faults ---
-
     def _disturbed(self, app: ASGIApp) -> ASGIApp:
         async def run(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http":
@@ -238,15 +234,13 @@ class LoopbackHub:
             elif fault.drop is None:
                 await app(scope, receive, send)
             else:
-                if fault.drop == "answer":
-                    await app(scope, receive, _into_nothing)
-                else:
+                if fault.drop == "request":
                     await receive()
+                else:
+                    await app(scope, receive, _cut(send, half=fault.drop == "middle"))
                 receive.__self__.transport.abort()  # type: ignore[attr-defined]  # uvicorn's: ASGI cannot hang up
 
         return run
-
-    # --- who asks ---
 
     def _user(self, request: Request) -> str | None:
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -286,8 +280,6 @@ class LoopbackHub:
         if commit is None:
             raise Refused(404, "RevisionNotFound")
         return commit
-
-    # --- repositories ---
 
     async def _create(self, request: Request) -> Response:
         asked = await request.json()
@@ -470,8 +462,16 @@ class LoopbackHub:
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-async def _into_nothing(message: Message) -> None:
-    pass
+def _cut(send: Send, half: bool) -> Send:
+    over = not half
+
+    async def cut(message: Message) -> None:
+        nonlocal over
+        if not over:
+            over, body = "body" in message, message.get("body", b"")
+            await send({**message, "body": body[: len(body) // 2], "more_body": True} if over else message)
+
+    return cut
 
 
 async def _refusal(request: Request, error: Exception) -> Response:

@@ -120,7 +120,7 @@ def test_openvla_87_with_several_bodies_an_unnamed_one_is_an_error_that_lists_th
 ) -> None:
     """Which statistics a fine-tuned checkpoint wants (`unnorm_key`) was an assertion that listed 26 dataset names."""
     folder = save_policy(tmp_path, bodies)
-    with pytest.raises(ValueError, match="this checkpoint has small, large; pass embodiment="):
+    with pytest.raises(ValueError, match="no embodiment was given, and this processor has: small, large"):
         PriorVLAPolicy.from_pretrained(folder, backbone=tiny_backbone)
     with pytest.raises(ValueError, match="'my_dataset' is unknown here, this processor has: small, large"):
         PriorVLAProcessor.from_pretrained(folder).decode_actions(np.zeros((H, 7)), "my_dataset")

@@ -72,3 +72,12 @@ def test_a_downloaded_policy_its_processor_and_its_backbone_act_without_the_netw
     offline = act(published, cache, sockets=False, HF_HUB_OFFLINE="1")
     assert offline == online, "to the bit"
     assert published.requests == []
+
+
+def test_a_download_that_is_cut_off_or_slow_is_taken_up_again(published, tmp_path):
+    commit = published.opened("models", REPO).head().id
+    files = ("config.json", "model.safetensors", "embodiments.json")
+    published.faults += [published.Fault(f"GET /{REPO}/resolve/{commit}/{file}", drop="middle") for file in files]
+    published.faults.append(published.Fault(f"GET /{BACKBONE}/resolve", delay=0.3))
+    act(published, tmp_path / "cache", HF_TOKEN=published.token)
+    assert all(fault.times == 0 for fault in published.faults), published.requests

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from priorvla.hub_cards.privacy import private_findings, require_public, scrub
 
@@ -61,8 +63,19 @@ def test_every_file_of_text_is_searched(name, tmp_path):
             require_public(tmp_path)
 
 
+def test_what_is_written_beside_weights_is_searched(tmp_path):
+    save_file({"a": np.zeros(2)}, tmp_path / "model.safetensors", metadata={"format": "pt", "config": "my/data"})
+    require_public(tmp_path)
+    save_file({"a": np.zeros(2)}, tmp_path / "model.safetensors", metadata={"ss_dataset_dirs": "/home/me/data"})
+    with pytest.raises(ValueError, match=r"model.safetensors .* '/home/me/data' in key 'ss_dataset_dirs'"):
+        require_public(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs")
+    with pytest.raises(ValueError, match=r"model.safetensors cannot be read as safetensors"):
+        require_public(tmp_path)
+
+
 def test_vocabularies_and_weights_are_no_text(tmp_path):
     (tmp_path / "vocab.txt").write_text("/home/me/data")
-    (tmp_path / "model.safetensors").write_bytes(b"\x09\0\0\0\0\0\0\0/home/me/data")
+    save_file({"a": np.frombuffer(b"/home/me/data.", dtype=np.uint8)}, tmp_path / "model.safetensors")
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff /home/me/data")
     require_public(tmp_path)

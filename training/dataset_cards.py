@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..hub_cards.card import CARD_FILE
 from ..hub_cards.card_pictures import MOTION
 from ..hub_cards.card_plots import save_plot
 from ..hub_cards.dataset_card import create_dataset_card
@@ -18,7 +19,6 @@ from .inspection.motion_checks import idle_steps
 from .inspection.recording import Recording
 from .inspection.thresholds import InspectionThresholds
 
-CARD_FILE = "README.md"
 SHOWN_EPISODES = 40
 
 

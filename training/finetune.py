@@ -13,11 +13,10 @@ import torch
 from torch.utils.data import Dataset
 from transformers import AutoConfig, set_seed
 
-from ..configuration.embodiment import Embodiment
+from ..configuration.adapter_files import ADAPTER_CONFIG_FILE
 from ..hub_cards.checkpoints import kind_of, split_revision
 from ..hub_cards.published_base import published_base
 from ..modeling_priorvla.adapter_places import adapter_place, commit_of
-from ..modeling_priorvla.adapters import ADAPTER_CONFIG_FILE
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from .adapter_presets import lora_config
@@ -202,18 +201,7 @@ def _meet(
     for robot in new:
         model.add_embodiment(robot.name, robot.model_action_dim, robot.model_state_dim, like=options.like)
         print(f"new for {options.base}: {robot.name}", file=sys.stderr)
-    return _with_bodies(processor, [*bodies, *new]), [robot.name for robot in fitted]
-
-
-def _with_bodies(processor: PriorVLAProcessor, bodies: list[Embodiment]) -> PriorVLAProcessor:
-    return PriorVLAProcessor(
-        processor.image_processor,
-        processor.tokenizer,
-        bodies,
-        processor.chunk_size,
-        processor.max_text_length,
-        processor.text_template,
-    )
+    return processor.with_embodiments([*bodies, *new]), [robot.name for robot in fitted]
 
 
 def _observations(

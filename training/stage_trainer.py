@@ -41,6 +41,14 @@ EVALUATION_SEED = 0
 EVALUATION = -1  # stands for a step's number
 
 
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weights of this name decay: matrices of linear maps do, except one embodiment's own.
+
+    Decay would move a body that nobody trains on.
+    """
+    return parameter.ndim == 2 and name.endswith(".weight") and not any(part in name for part in PER_EMBODIMENT)
+
+
 class StageTrainer(PushesToHub, TrainsOnStreams):
     """A `transformers.Trainer` for models that return `loss` and, for more than one term, `losses`.
 
@@ -198,12 +206,8 @@ class StageTrainer(PushesToHub, TrainsOnStreams):
         )
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Matrices of linear maps, except one embodiment's own: decay would move a body that nobody trains on."""
-        return [
-            name
-            for name, parameter in model.named_parameters()
-            if parameter.ndim == 2 and name.endswith(".weight") and not any(part in name for part in PER_EMBODIMENT)
-        ]
+        """See `is_decayed`."""
+        return [name for name, parameter in model.named_parameters() if is_decayed(name, parameter)]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Groups by learning rate and weight decay."""
@@ -312,4 +316,4 @@ def _require_float32(model: nn.Module) -> None:
             )
 
 
-__all__ = ["StageTrainer"]
+__all__ = ["StageTrainer", "is_decayed"]

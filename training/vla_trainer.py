@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from ..configuration.adapter_files import own_bodies
 from ..hub_cards.adapter_facts import adapter_config
 from ..hub_cards.checkpoints import split_revision
-from ..modeling_priorvla.adapter_bodies import ids_alone, own_bodies
+from ..modeling_priorvla.adapter_bodies import ids_alone
 from ..modeling_priorvla.adapters import adapter_tensors, adapters_in, adapts_backbone, add_adapter
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from .adapter_training import TrainsAdapters
@@ -116,7 +117,7 @@ def _put_in(model: PriorVLAModel, peft_config: LoraConfig, args: VLATrainingArgu
             "adapter, so that nothing can be distilled from it: leave it out"
         )
     args.distillation_steps = 0
-    names, kept = model.config.expert.embodiments, ids_alone(model, own_bodies(peft_config))
+    names, kept = model.config.expert.embodiments, ids_alone(model, own_bodies(peft_config.modules_to_save))
     if left := [name for index, name in enumerate(names) if index not in kept]:
         raise ValueError(
             f"embodiment {left[0]!r} was added to the base and is not trained: name it in lora_config(embodiments=), "

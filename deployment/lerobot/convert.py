@@ -13,9 +13,9 @@ from pathlib import Path
 
 from lerobot.configs import FeatureType, PolicyFeature
 
+from ...configuration.adapter_files import ADAPTER_CONFIG_FILE
 from ...configuration.embodiment import Embodiment
 from ...hub_cards.info import checkpoint_folder
-from ...modeling_priorvla.adapters import ADAPTER_CONFIG_FILE
 from ...modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from ...training.data.lerobot_layout import ACTION, IMAGE_PREFIX, STATE
 from .configuration_priorvla import PriorVLAConfig
@@ -44,7 +44,7 @@ def to_lerobot(checkpoint: str | Path, folder: str | Path, *, embodiment: str | 
         raise FileNotFoundError(f"{source / 'config.json'} is missing: this folder holds no checkpoint")
     config = PriorVLAConfig(checkpoint=str(source), device="cpu")
     processor = PriorVLAProcessor.from_pretrained(source)
-    body = _chosen(processor, embodiment)
+    body = processor.embodiment(embodiment)
     config.embodiment = body.name
     config.input_features, config.output_features = features_of(body, image_size(processor))
     shutil.copytree(source, target / CHECKPOINT_FOLDER, ignore=shutil.ignore_patterns(*OF_THE_RUN))
@@ -99,15 +99,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _chosen(processor: PriorVLAProcessor, name: str | None) -> Embodiment:
-    if name is not None:
-        return processor.embodiment(name)
-    if len(processor.embodiments) != 1:
-        known = ", ".join(body.name for body in processor.embodiments)
-        raise ValueError(f"the checkpoint knows {known}: say which of them by --embodiment")
-    return processor.embodiments[0]
 
 
 def _new(folder: str | Path) -> Path:

@@ -19,14 +19,14 @@ from ...configuration.embodiment import Embodiment
 from ...modeling_priorvla.attached_backbone import TRAINED
 from ...modeling_priorvla.modeling_priorvla import PriorVLAModel
 from ...modeling_priorvla.processing_priorvla import PriorVLAProcessor
-from ...training.stage_trainer import PER_EMBODIMENT
+from ...training.stage_trainer import is_decayed
 from ..policy import PolicySession
 from ..policy import PriorVLAPolicy as RobotPolicy
 from .configuration_priorvla import PriorVLAConfig
 from .lerobot_batches import camera_of, chunks_of, observations_of
 
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")  # of a whole repository
 CHECKPOINT_FOLDER = "priorvla"  # in a policy folder: our checkpoint, as it is
-HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
 class PriorVLAPolicy(PreTrainedPolicy):
@@ -122,9 +122,7 @@ class PriorVLAPolicy(PreTrainedPolicy):
         groups: dict[tuple[bool, bool], list[Tensor]] = defaultdict(list)
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                matrix = parameter.ndim == 2 and name.endswith(".weight")
-                decayed = matrix and not any(part in name for part in PER_EMBODIMENT)
-                groups[decayed, name.startswith(TRAINED)].append(parameter)
+                groups[is_decayed(name, parameter), name.startswith(TRAINED)].append(parameter)
         settings: list[dict[str, Any]] = []
         for (decayed, of_backbone), members in groups.items():
             settings.append({"params": members})
