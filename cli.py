@@ -13,6 +13,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from .configuration.backbone_reference import QUANTIZATIONS
 from .configuration.recipe import list_recipes
 from .configuration.recipe_options import parse
 from .deployment.evaluation_options import add_evaluation_options, run_evaluation
@@ -187,8 +188,8 @@ def _add_finetune(commands: Any) -> None:
     )
     command.add_argument(
         "--backbone-quantization",
-        choices=("int8",),
-        help="8-bit integers, with torchao; default: as in --base",
+        choices=QUANTIZATIONS,
+        help="8 bits (torchao) or 4 (bitsandbytes); default: as in --base",
     )
     command.add_argument("--frame-stride", type=int, default=1, help="a window starts at every so many steps")
     command.add_argument("--cache-dir", type=Path, help="of backbone features; default: in --output-dir")
@@ -208,7 +209,7 @@ def _add_sight_options(command: argparse.ArgumentParser, when: str, fusion: str)
     )
     command.add_argument("--backbone-dtype", choices=("float32", "bfloat16"), help=f"{when}default: as it was saved")
     command.add_argument(
-        "--backbone-quantization", choices=("int8",), help=f"{when}a frozen backbone of 8-bit integers, with torchao"
+        "--backbone-quantization", choices=QUANTIZATIONS, help=f"{when}a frozen backbone in 8 or 4 bits"
     )
     command.add_argument(
         "--image-size", type=int, help=f"{when}side of the square that the backbone is shown, pixels; default: its own"

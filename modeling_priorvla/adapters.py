@@ -248,7 +248,7 @@ def merge_adapter(model: BackbonePreTrainedModel) -> BackbonePreTrainedModel:
     adapted = adapts_backbone(model)
     if adapted and (kind := getattr(model.backbone, "quantization", None)) is not None:
         raise ValueError(
-            f"the adapter reaches into a backbone with quantization={kind!r}, whose integers have no room for it: keep "
+            f"the adapter reaches into a backbone with quantization={kind!r}, whose maps have no room for it: keep "
             "it as it is, load with backbone_quantization=None and merge then, or train one with preset 'expert'"
         )
     adapters = require_adapters(model)

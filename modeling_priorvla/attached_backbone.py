@@ -141,8 +141,8 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
 
         Of an adapter's folder or Hub id: the model of its base, with the adapter in it.
 
-        `backbone_quantization` is "auto" (as the model was trained with), `int8` or None (none): another than that
-        gives slightly other features, and is what the model is trained and saved with from now on.
+        `backbone_quantization` is "auto" (as the model was trained with), `int8`, `nf4` or None (none): another than
+        that gives other features, and is what the model is trained and saved with from now on.
         """
         from .adapters import load_adapted  # it builds on this module
 

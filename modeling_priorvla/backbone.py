@@ -114,7 +114,7 @@ def describe_backbone(
         image_size: (height, width) in pixels; None: that of the image processor in the folder, else the config's.
         tokens_per_image: at most so many, see `pooled_grid`; None: as many as the backbone makes.
         prompt: `chat` or `raw`, of generative backbones; see `GenerativeBackbone.prompt_format`.
-        quantization: `int8`, or None for the weights as they are; see `quantize_backbone`.
+        quantization: `int8`, `nf4`, or None for the weights as they are; see `quantize_backbone`.
 
     Returns:
         The reference with what these came to, and the sizes a model must be built for, those of `BackboneShape`.

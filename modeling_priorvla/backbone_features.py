@@ -215,7 +215,7 @@ class Backbone(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
+        return next(weight.dtype for weight in self.model.parameters() if weight.is_floating_point())
 
     @property
     def fingerprint(self) -> str | None:

@@ -36,7 +36,7 @@ def train_backbone(backbone: Backbone, mode: str, lora: Mapping[str, Any] | None
         raise ValueError(f"backbone_training={mode!r} is unknown, use frozen, lora or full")
     if mode == "full" and backbone.quantization is not None:
         raise ValueError(
-            f"backbone_training='full' with quantization={backbone.quantization!r}: integers have no gradients. Train "
+            f"backbone_training='full' with quantization={backbone.quantization!r}: its maps have no gradients. Train "
             "adapters beside them ('lora', or finetune --preset all), or load with backbone_quantization=None"
         )
     backbone.requires_grad_(mode == "full")

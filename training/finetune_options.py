@@ -37,8 +37,8 @@ class FinetuneOptions(RunOptions):
         lora: further fields of peft's `LoraConfig`: `use_dora`, `use_rslora`, `lora_dropout`, ...
         like: a body of the base whose own parts a new robot starts from, where the widths agree; None is at random.
         backbone: folder or Hub id to take the backbone from; `auto` is what the base names.
-        backbone_quantization: `int8`: the adapter is trained beside a backbone of integers, and finds it so again; None
-            is the base's.
+        backbone_quantization: `int8` or `nf4`: the adapter is trained beside such a backbone, and finds it so again;
+            None is the base's.
         frame_stride, cache_dir, max_cache_gb, listening: as of `train`.
     """
 
@@ -72,7 +72,7 @@ class FinetuneOptions(RunOptions):
             raise ValueError(f"--listening {self.listening} must be 0 or at least 2")
         if self.preset == "full" and self.backbone_quantization is not None:
             raise ValueError(
-                f"--backbone-quantization {self.backbone_quantization} with --preset full: integers have no gradients, "
+                f"--backbone-quantization {self.backbone_quantization} with --preset full: its maps have no gradients, "
                 "leave it out, or train an adapter beside them (--preset all)"
             )
         if self.model:

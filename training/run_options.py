@@ -149,8 +149,8 @@ class ObservingOptions(RunOptions):
         fusion: the host, see `PriorVLAConfig`; None is a prior's own, or the rung's default.
         frame_stride: a window starts at every so many steps; fewer frames are encoded.
         backbone_dtype: `float32` or `bfloat16`; None keeps the checkpoint's.
-        backbone_quantization: `int8` for a frozen backbone of 8-bit integers, see `quantize_backbone`; None keeps the
-            prior's, and without one the weights as they are.
+        backbone_quantization: `int8` or `nf4` for a frozen backbone in 8 or 4 bits, see `quantize_backbone`; None keeps
+            the prior's, and without one the weights as they are.
         image_size: side in pixels of the square that the backbone is shown of every camera; None is its own size.
         image_tokens: at most so many tokens an image, averaged over cells; None is as many as the backbone makes.
         prompt: `chat` or `raw`, what stands around images and words in a generative backbone; None is `chat` where its
