@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -184,3 +186,26 @@ def load_beside(name: str) -> Any:
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def lerobot() -> Iterator[Any]:
+    """The plugin on the stand-in for LeRobot, both gone from sys.modules afterwards."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("lerobot_stand_in", Path(__file__).with_name("lerobot_stand_in.py"))
+    stand_in: Any = module_from_spec(spec)
+    before = dict(sys.modules)
+    sys.modules[spec.name] = stand_in
+    spec.loader.exec_module(stand_in)
+    stand_in.install()
+    import priorvla.deployment.lerobot
+    from priorvla.deployment.lerobot import convert, lerobot_batches
+
+    yield SimpleNamespace(
+        stand_in=stand_in, convert=convert, batches=lerobot_batches, plugin=priorvla.deployment.lerobot
+    )
+    for name in set(sys.modules) - set(before):
+        if name.split(".")[0] in ("lerobot", spec.name) or name.startswith("priorvla.deployment.lerobot"):
+            del sys.modules[name]
+    del priorvla.deployment.lerobot

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,30 +18,6 @@ from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
 
 SENTENCES = ["open the drawer", "press the red button now", "close the door"]
-OURS, LEROBOTS = "priorvla.deployment.lerobot", "lerobot"
-
-
-@pytest.fixture(scope="module")
-def lerobot():
-    """The plugin on the stand-in for LeRobot, both gone from sys.modules afterwards."""
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    spec = spec_from_file_location("lerobot_stand_in", Path(__file__).with_name("lerobot_stand_in.py"))
-    stand_in: Any = module_from_spec(spec)
-    before = dict(sys.modules)
-    sys.modules[spec.name] = stand_in
-    spec.loader.exec_module(stand_in)
-    stand_in.install()
-    import priorvla.deployment.lerobot
-    from priorvla.deployment.lerobot import convert, lerobot_batches
-
-    yield SimpleNamespace(
-        stand_in=stand_in, convert=convert, batches=lerobot_batches, plugin=priorvla.deployment.lerobot
-    )
-    for name in set(sys.modules) - set(before):
-        if name.split(".")[0] in (LEROBOTS, spec.name) or name.startswith(OURS):
-            del sys.modules[name]
-    del priorvla.deployment.lerobot
 
 
 @pytest.fixture(scope="module")
@@ -385,7 +360,7 @@ def test_what_was_trained_in_lerobot_is_a_checkpoint_of_ours(lerobot, checkpoint
 def test_the_command_converts_and_names_what_is_wrong(lerobot, checkpoint, tmp_path, capsys):
     policy = str(tmp_path / "policy")
     assert lerobot.convert.main([str(checkpoint), policy]) == 1
-    assert "knows small, large: say which" in capsys.readouterr().err
+    assert "no embodiment was given, and this processor has: small, large" in capsys.readouterr().err
     assert lerobot.convert.main([str(checkpoint), policy, "--embodiment", "small"]) == 0
     assert lerobot.convert.main([str(checkpoint), policy, "--embodiment", "small"]) == 1
     assert "exists: name a new folder" in capsys.readouterr().err
