@@ -17,6 +17,7 @@ INSTALLED := $(VENV)/.installed
 SIMULATORS := $(VENV)/.simulators
 PYTHON312 ?= python3.12
 LEROBOT := .venv_lerobot
+OPENPI := .venv_openpi
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
@@ -25,7 +26,7 @@ export MUJOCO_GL ?= egl
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help install simulators quickstart test test-lerobot lint format faults bench $(BENCHMARKS:%=bench-%)
+.PHONY: help install simulators quickstart test test-lerobot test-openpi lint format faults bench $(BENCHMARKS:%=bench-%)
 
 help:
 	@echo "make install      virtual environment .venv with the tested versions, and system libraries for rendering"
@@ -33,6 +34,7 @@ help:
 	@echo "make quickstart   the whole ladder on a simulator, prior against control: runs/quickstart/report.html"
 	@echo "make test         the tests"
 	@echo "make test-lerobot our plugin in LeRobot itself, in an environment of its own (PYTHON312, 6 GB)"
+	@echo "make test-openpi  our server driven by openpi's own client, in an environment of its own"
 	@echo "make lint         ruff and mypy"
 	@echo "make format       let ruff rewrite what it can"
 	@echo "make faults       thousands of malformed and broken requests against the policy server"
@@ -79,6 +81,16 @@ $(LEROBOT)/.installed: pyproject.toml scripts/lerobot_constraints.txt lerobot_po
 	$(LEROBOT)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
 		-e . ./lerobot_policy_priorvla
 	$(LEROBOT)/bin/python -m pip check
+	@touch $@
+
+# openpi's client wants numpy below 2, and does not say that it needs typing_extensions.
+test-openpi: install $(OPENPI)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/openpi_real.py $(OPENPI)/bin/python
+
+$(OPENPI)/.installed: $(INSTALLED)
+	$(BIN)/python -m venv $(OPENPI)
+	$(OPENPI)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: $(PIP_ARGS) \
+		openpi-client==0.1.2 typing_extensions
 	@touch $@
 
 lint: install

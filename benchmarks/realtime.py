@@ -11,28 +11,50 @@ noise in every arm:
     stop and go        the robot is held while a chunk is computed
 
 A jolt is how far an action lies from the one before, at the step at which a new chunk takes over, in multiples of the
-median over all other steps of the episode; a pause is a step without an action.
+median over all other steps of the episode; a pause is a step without an action. A seam's jerk is the largest third
+difference of commanded positions (displacements added up, grippers left out) over four steps that lie on both sides of
+the seam, in multiples of the median over four steps in a row without one. To stop and to go again are seams too.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from report_file import made_with, write_report
 
+from priorvla.configuration.embodiment import Embodiment
 from priorvla.deployment.evaluation import evaluate_policy
 from priorvla.deployment.policy import Observation, PriorVLAPolicy
 from priorvla.deployment.realtime import RealTimePolicy
 from priorvla.deployment.simulated_delay import DelayedPolicy, DelayedSession
 from priorvla.hub_cards.intervals import wilson_interval
-from priorvla.hub_cards.versions import installed_versions
+
+
+def seam_jerks(body: Embodiment, actions: Sequence[NDArray[np.float32]], seams: Sequence[int]) -> list[float]:
+    """Of every seam of an episode, the step at which something new takes over; see above."""
+    moving = [dim for dim in range(body.action_dim) if dim not in body.gripper_dims]
+    delta = np.array([body.action_kinds[dim] == "delta" for dim in moving])
+    commands = np.stack(actions).astype(np.float64)[:, moving]
+    places = np.where(delta, commands.cumsum(axis=0), commands)
+    jerk = np.linalg.norm(np.diff(places, n=3, axis=0), axis=1)  # of the steps i to i + 3
+    across = [range(max(0, seam - 3), min(seam, len(jerk))) for seam in seams]
+    elsewhere = np.delete(jerk, sorted({start for starts in across for start in starts}))
+    usual = max(float(np.median(elsewhere[elsewhere > 0])), 1e-6) if (elsewhere > 0).any() else 1e-6  # held: none
+    return [float(jerk[starts].max()) / usual for starts in across if len(starts)]
+
+
+def spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Median, and what the worst tenth begins at."""
+    quantiles = {"median": 0.5, "p90": 0.9}
+    return {
+        f"{name}_{label}": round(float(np.quantile(values, share)), 2) if values else float("nan")
+        for label, share in quantiles.items()
+    }
 
 
 class Recording(DelayedPolicy):
@@ -57,17 +79,19 @@ class Recording(DelayedPolicy):
         return action
 
     def told(self) -> dict[str, float]:
-        """Median jolt at seams, the worst tenth's least, and pauses in a hundred steps."""
+        """Jolts and jerks at seams, and pauses in a hundred steps."""
         jolts: list[float] = []
+        jerks: list[float] = []
         for _, actions, seams in self.episodes:
             change = np.linalg.norm(np.diff(np.stack(actions), axis=0), axis=1)
             elsewhere = np.delete(change, [seam - 1 for seam in seams])
             jolts += [change[seam - 1] / max(np.median(elsewhere), 1e-6) for seam in seams]
+            jerks += seam_jerks(self.embodiment, actions, seams)
         steps = sum(robot.statistics.steps for robot, _, _ in self.episodes)
         held = sum(robot.statistics.held for robot, _, _ in self.episodes)
         return {
-            "jolt_median": round(float(np.median(jolts)), 2) if jolts else float("nan"),
-            "jolt_p90": round(float(np.quantile(jolts, 0.9)), 2) if jolts else float("nan"),
+            **spread("jolt", jolts),
+            **spread("jerk", jerks),
             "pauses_percent": round(100 * held / steps, 1),
         }
 
@@ -85,11 +109,30 @@ class StopAndGo:
     def __init__(self, policy: PriorVLAPolicy, delay: int) -> None:
         self._policy, self._delay, self.embodiment = policy, delay, policy.embodiment
         self.held = self.steps = 0
+        self._stood = False
+        self.episodes: list[tuple[list[NDArray[np.float32]], list[int]]] = []
 
     def new_session(self, seed: int) -> dict[str, Any]:
+        self.episodes.append(([], []))
         return {"session": self._policy.new_session(seed), "wait": 0}
 
     def act(self, sessions: Sequence[dict[str, Any]], observations: Sequence[Observation]) -> NDArray[np.float32]:
+        actions, seams = self.episodes[-1]
+        held = self.held
+        action = self._act(sessions, observations)
+        stands = self.held > held
+        if actions and stands != self._stood:
+            seams.append(len(actions))
+        self._stood = stands
+        actions.append(action[0])
+        return action
+
+    def told(self) -> dict[str, float]:
+        """Jerks where the robot stops and goes again, and pauses in a hundred steps."""
+        jerks = [jerk for actions, seams in self.episodes for jerk in seam_jerks(self.embodiment, actions, seams)]
+        return {**spread("jerk", jerks), "pauses_percent": round(100 * self.held / self.steps, 1)}
+
+    def _act(self, sessions: Sequence[dict[str, Any]], observations: Sequence[Observation]) -> NDArray[np.float32]:
         (own,), (observation,) = sessions, observations
         session = own["session"]
         self.steps += 1
@@ -110,10 +153,8 @@ def measure(make: Any, options: argparse.Namespace) -> dict[str, Any]:
     result = evaluate_policy(policy, options.tasks, trials=options.trials, seed=options.seed)
     successes, trials = result.count()
     told: dict[str, float] = {}
-    if isinstance(policy, Recording):
+    if isinstance(policy, Recording | StopAndGo):
         told = policy.told()
-    elif isinstance(policy, StopAndGo):
-        told = {"pauses_percent": round(100 * policy.held / policy.steps, 1)}
     return {"successes": successes, "trials": trials, **told}
 
 
@@ -140,13 +181,8 @@ def main() -> None:
         low, high = wilson_interval(row["successes"], row["trials"])
         told = ", ".join(f"{key.replace('_', ' ')} {row[key]:g}" for key in list(row)[2:])
         print(f"{name:<26}{row['successes']:>3} / {row['trials']}  [{low:.0%}, {high:.0%}]  {told}", flush=True)
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    versions = installed_versions()
-    print(f"{machine}; {', '.join(f'{name} {number}' for name, number in versions.items())}")
-    options.output_dir.mkdir(parents=True, exist_ok=True)
     settings = {key: getattr(options, key) for key in ("tasks", "trials", "delays", "seed")}
-    report = {"kind": "realtime", **settings, "arms": results, "machine": machine, "versions": versions}
-    (options.output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(made_with(write_report(options.output_dir, {"kind": "realtime", **settings, "arms": results})))
 
 
 if __name__ == "__main__":

@@ -33,13 +33,18 @@ def load_recipe(name_or_file: str | Path) -> dict[str, Any]:
         file = RECIPES / f"{name_or_file}.yaml"
     if not file.is_file():
         raise FileNotFoundError(f"{name_or_file} is neither a file nor a shipped recipe ({', '.join(list_recipes())})")
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _RecipeLoader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file}: not valid YAML: {error}") from error
+    content = read_yaml(file)
     if not isinstance(content, dict):
         raise ValueError(f"{file}: a recipe is a mapping of options, found {type(content).__name__}")
     return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def read_yaml(file: Path) -> Any:
+    """What a YAML or JSON file holds. Raises ValueError naming the file, and the place that is wrong."""
+    try:
+        return yaml.load(file.read_text(encoding="utf-8"), _RecipeLoader)  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not valid YAML: {error}") from error
 
 
 def list_recipes() -> list[str]:
@@ -83,4 +88,4 @@ def _require_kind(value: Any, default: Any, where: str) -> None:
         raise ValueError(f"{where} must be a number, got {value!r}")
 
 
-__all__ = ["checked_fields", "list_recipes", "load_recipe", "require_known"]
+__all__ = ["checked_fields", "list_recipes", "load_recipe", "read_yaml", "require_known"]

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import yaml
 from numpy.typing import ArrayLike, NDArray
 
 from ..configuration.embodiment import Embodiment
-from ..configuration.recipe import require_known
-from .jerk_limits import JerkLimiter
+from .jerk_limits import JerkLimiter, require_ruckig
 
 Limit = float | Sequence[float | None] | None
 
@@ -47,22 +45,30 @@ class ActionLimits:
             for value in _listed(getattr(self, name)):
                 if value is None:
                     continue
-                if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
-                    raise ValueError(f"{name} {value!r} is no number (in YAML, write 0.01 and not 1e-2)")
+                if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+                    raise ValueError(f"{name} {value!r} is no finite number (no limit is null)")
                 if name.startswith("max") and not value > 0:
                     raise ValueError(f"{name} {value} must be positive")
 
     @classmethod
-    def from_file(cls, file: str | Path) -> Self:
-        """Of a YAML or JSON file with these four keys. Raises ValueError naming the file and a key that is none."""
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        if not isinstance(content, Mapping):
-            raise ValueError(f"{file}: limits are a mapping of low, high, max_rate, max_jerk")
-        require_known(content, [entry.name for entry in fields(cls)], str(file))
+    def from_file(cls, file: str | Path, body: Embodiment) -> Self:
+        """The limits of `body` in a YAML or JSON file, which has these four keys, or such a mapping by body's name.
+
+        Raises as `read_action_limits`, and ValueError naming file and body when it says nothing of it, or what does not
+        fit it.
+        """
+        by_body = read_action_limits(file)
+        limits = by_body.get(None, by_body.get(body.name))
+        if limits is None:
+            names = ", ".join(map(repr, by_body))
+            raise ValueError(
+                f"{file} has limits of {names} and none of {body.name!r}: add `{body.name}: {{}}` for none"
+            )
         try:
-            return cls(**content)
+            limits.arrays(body)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
+        return cls(**{entry.name: getattr(limits, entry.name) for entry in fields(cls)})
 
     @classmethod
     def of_data(cls, body: Embodiment, margin: float = 0.05) -> Self:
@@ -99,6 +105,48 @@ class ActionLimits:
                     raise ValueError(f"{name} is {what}, so that its differences are no speed: set its {limit} to null")
         return found
 
+    def by_dim(self, body: Embodiment) -> dict[str, list[float | None]]:
+        """The limits that there are, one number an action dim of `body` and None where there is no limit, as JSON.
+
+        Raises as `arrays`.
+        """
+        listed = {
+            name: [float(value) if np.isfinite(value) else None for value in values]
+            for name, values in self.arrays(body).items()
+        }
+        return {name: values for name, values in listed.items() if any(value is not None for value in values)}
+
+
+def read_action_limits(file: str | Path) -> dict[str | None, ActionLimits]:
+    """The limits in a YAML or JSON file by embodiment's name; under None where it names no embodiment.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: naming file, embodiment, key and value: no mapping, an unknown key, or what is no limit.
+    """
+    from ..configuration.recipe import read_yaml, require_known  # a robot's computer has no YAML
+
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file} does not exist: name a YAML or JSON file with limits of actions")
+    content, keys = read_yaml(Path(file)), [entry.name for entry in fields(ActionLimits)]
+    wanted = f"a mapping of {', '.join(keys)}"
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{file}: limits are {wanted}, or one by embodiment's name, found {type(content).__name__}")
+    named = any(isinstance(value, Mapping) for value in content.values())
+    limits: dict[str | None, ActionLimits] = {}
+    for name, own in content.items() if named else [(None, content)]:
+        where = str(file) if name is None else f"{file}: {name}"
+        if not isinstance(own, Mapping):
+            raise ValueError(
+                f"{where} is {own!r}: beside embodiments' names there is nothing else, and each has {wanted}"
+            )
+        require_known(own, keys, where)
+        try:
+            limits[None if name is None else str(name)] = ActionLimits(**own)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    return limits
+
 
 class ActionGuard:
     """Keeps the commands of one episode within `ActionLimits`; it remembers where they led, so one guards one episode.
@@ -114,6 +162,8 @@ class ActionGuard:
         self._seconds = 1 / body.control_rate
         self._delta = np.array([kind == "delta" for kind in body.action_kinds])
         self._smooth = np.isfinite(self._limits["max_jerk"])
+        if self._smooth.any():
+            require_ruckig()
         self._limiter: JerkLimiter | None = None
         self._place: NDArray[np.float64] | None = None  # the last target; of displacements their sum
         self.clamped = 0  # commands that were changed
@@ -229,4 +279,4 @@ def _array(limit: Limit, body: Embodiment, name: str, absent: float) -> NDArray[
     return np.array([absent if value is None else float(value) for value in values], dtype=np.float64)
 
 
-__all__ = ["ActionGuard", "ActionLimits"]
+__all__ = ["ActionGuard", "ActionLimits", "read_action_limits"]

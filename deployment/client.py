@@ -21,6 +21,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ..configuration.embodiment import Embodiment
+from .action_limits import ActionGuard, ActionLimits
+
 try:
     from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
     from websockets.sync.client import ClientConnection, connect
@@ -32,6 +35,7 @@ except ImportError:  # said when a client is made
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between attempts to connect, doubling
 ATTEMPTS = 3  # to have one request answered, each on a connection of its own, all of them within its time
 MAX_REPLY = 64_000_000  # bytes
+DESCRIPTION = ("action_names", "state_names", "control_rate", "action_kinds", "gripper_dims")  # of a robot, in metadata
 LATER = (429, 502, 503)  # HTTP statuses of a server that may take us later
 LEAVING = (1000, 1001, 1012, 1013)  # close codes of a server that has nothing against the request
 
@@ -218,19 +222,27 @@ def _hang_up(connected: socket.socket) -> None:
 class ChunkBroker:
     """One action a control step from a server that predicts chunks: executes the first steps of one, then asks again.
 
-    Tells a server whose model looks back (`history_size` in its metadata) what was executed in between.
+    Tells a server whose model looks back (`history_size` in its metadata) what was executed in between. Keeps the
+    commands within limits: a server cannot, for it does not know which of its actions are executed, and when.
 
     Args:
         execute_steps: of a chunk; None: as many as the server recommends, or else all.
+        limits: of what the robot may be told; None: those that the server tells of, if any. `ActionLimits()` has none.
 
-    Raises ValueError when execute_steps is not between 1 and the chunk's length.
+    Raises:
+        ValueError: when execute_steps is not between 1 and the chunk's length, limits do not fit the robot, or the
+            server, which is not ours, does not say which robot that is.
+        ImportError: when jerk is limited without ruckig.
     """
 
-    def __init__(self, client: PolicyClient, execute_steps: int | None = None) -> None:
+    def __init__(
+        self, client: PolicyClient, execute_steps: int | None = None, limits: ActionLimits | None = None
+    ) -> None:
         longest = client.metadata.get("chunk_size")
         if execute_steps is not None and (execute_steps < 1 or (longest is not None and execute_steps > longest)):
             raise ValueError(f"execute_steps={execute_steps} must be between 1 and the chunk's {longest or ''} steps")
-        self._client = client
+        self._client, self._limits = client, limits
+        self._guard = self._new_guard()
         self._execute_steps = execute_steps if execute_steps is not None else client.metadata.get("execute_steps")
         self._queue: deque[NDArray[Any]] = deque()
         self._executed: list[tuple[Any, NDArray[Any]]] = []
@@ -238,23 +250,47 @@ class ChunkBroker:
     def select_action(self, observation: Mapping[str, Any]) -> NDArray[Any]:
         """The next action (D,); sends the observation when the chunk is used up.
 
-        Errors as `PolicyClient.infer`; PolicyServerError also where the reply is no chunk of finite actions.
+        Errors as `PolicyClient.infer`, after which `hold` still answers; PolicyServerError also where the reply is no
+        chunk of finite actions.
         """
         if not self._queue:
             chunk = _checked(self._client.infer({**observation, **self._past()}))
             self._executed.clear()
             self._queue.extend(chunk[: self._execute_steps])
         action = self._queue.popleft()
+        state = observation.get("observation/state", observation.get("state"))
+        if self._guard is not None:
+            action = self._guard.apply(action, state)
         if self._client.metadata.get("history_size"):
-            state = observation.get("observation/state", observation.get("state"))
             self._executed.append((np.array(state), action))  # a copy: robots fill one array again and again
         return action
+
+    def hold(self) -> NDArray[Any]:
+        """The command (D,) that keeps the robot where it is, for when `select_action` has failed.
+
+        Raises ValueError before an episode's first action, or where the server does not say which robot it drives.
+        """
+        if self._guard is None:
+            raise ValueError("this server does not say which robot it drives, so that nobody knows how to hold it")
+        return self._guard.hold()
 
     def reset(self, seed: int | None = None) -> None:
         """Forgets the episode, here and on the server; call before every new one."""
         self._queue.clear()
         self._executed.clear()
+        self._guard = self._new_guard()
         self._client.reset(seed)
+
+    def _new_guard(self) -> ActionGuard | None:
+        """For one episode; None where the server does not say which robot it drives."""
+        told = self._client.metadata
+        if not told.keys() >= {"embodiment", *DESCRIPTION}:
+            if self._limits is not None:
+                raise ValueError("this server does not say which robot it drives: keep your limits yourself")
+            return None
+        body = Embodiment(told["embodiment"], **{key: told[key] for key in DESCRIPTION})
+        limits = ActionLimits(**told.get("action_limits", {})) if self._limits is None else self._limits
+        return ActionGuard(limits, body)
 
     def _past(self) -> dict[str, NDArray[Any]]:
         if not self._executed:

@@ -8,9 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..configuration.embodiment import Embodiment
 from ..hub_cards.privacy import scrub
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
+from .action_limits import ActionLimits
 from .checkpoint_identity import checkpoint_identity
+from .compilation import require_compiler
 from .environments.registry import make_environment
 from .evaluation import EvaluationResult, evaluate_policy
 from .evaluation_arguments import check_evaluation
@@ -35,6 +38,8 @@ def evaluate_checkpoint(
     seed: int = 0,
     device: str = "cpu",
     embodiment: str | None = None,
+    action_limits: Path | None = None,
+    compile: bool = False,  # noqa: A002, torch's word for it
     environment_options: Mapping[str, Any] | None = None,
 ) -> EvaluationResult:
     """Evaluates a policy checkpoint in closed loop and writes the report into `output_dir`; see `evaluate_policy`.
@@ -44,12 +49,15 @@ def evaluate_checkpoint(
     but what is finished is not filmed afterwards. The result is that of a call that nobody killed, and the report,
     which is written at the end, is of all trials.
 
-    `embodiment` is the checkpoint's name for the simulator's robot, by default the simulator's own, and
-    `environment_options` are further arguments of the simulator, for example `{"robot": "iiwa"}`. The report names the
-    checkpoint by its Hub id or relative path, of an absolute path the last component alone.
+    `embodiment` is the checkpoint's name for the simulator's robot, by default the simulator's own,
+    `environment_options` are further arguments of the simulator, for example `{"robot": "iiwa"}`, and `action_limits`
+    the file of limits that every command is kept within (`ActionLimits.from_file`). With `compile` every process
+    compiles its policy before its first trial (`compile_expert`). The report names the checkpoint by its Hub id or
+    relative path, of an absolute path the last component alone.
 
-    Raises ValueError or FileNotFoundError before the policy is loaded: as `check_evaluation`, and as `TrialRecords`
-    when `output_dir` has trials of other settings or of another state of the checkpoint.
+    Raises ValueError or FileNotFoundError before the policy is loaded: as `check_evaluation`, as
+    `ActionLimits.from_file`, and as `TrialRecords` when `output_dir` has trials of other settings or of another state
+    of the checkpoint. RuntimeError when there is nothing to compile with.
     """
     check_evaluation(
         checkpoint,
@@ -63,9 +71,14 @@ def evaluate_checkpoint(
         workers=workers,
         seed=seed,
         device=device,
+        action_limits=action_limits,
     )
+    if compile:
+        require_compiler(device)
     options = dict(environment_options or {})
     robot = _robot(env, tasks[0], options)
+    body = _body(checkpoint, embodiment, robot)
+    limits = None if action_limits is None else ActionLimits.from_file(action_limits, body)
     settings = {
         "environment": env,
         "environment_options": options,
@@ -74,18 +87,22 @@ def evaluate_checkpoint(
         "seed": seed,
         "max_episode_steps": max_episode_steps or f"{env}'s own",
         "execute_steps": execute_steps,
+        "action_limits": None if limits is None else limits.by_dim(body),
         "blank_images": blank_images,
         "device": device,
+        "compiled": compile or None,  # None as in records that are older than the option
     }
     with TrialRecords(output_dir, {"weights": checkpoint_identity(checkpoint), **settings}) as records:
         records.require(tasks, trials)
         make_policy = partial(
-            PriorVLAPolicy.from_pretrained,
+            _warm_policy,
             checkpoint,
             backbone=backbone,
             device=device,
             execute_steps=execute_steps,
-            embodiment=embodiment or (robot if _knows_several(checkpoint) else None),
+            embodiment=body.name,
+            limits=limits,
+            compile=compile,
         )
         result = evaluate_policy(
             make_policy,
@@ -111,6 +128,13 @@ def evaluate_checkpoint(
     return result
 
 
+def _warm_policy(checkpoint: str, **arguments: Any) -> PriorVLAPolicy:
+    policy = PriorVLAPolicy.from_pretrained(checkpoint, **arguments)
+    if policy.compiled:
+        policy.warm_up()
+    return policy
+
+
 def _robot(env: str, task: str, options: Mapping[str, Any]) -> str:
     """The name of the simulator's robot; refuses options that the simulator does not know."""
     environment = make_environment(env, task, **options)
@@ -120,8 +144,10 @@ def _robot(env: str, task: str, options: Mapping[str, Any]) -> str:
         environment.close()
 
 
-def _knows_several(checkpoint: str) -> bool:
-    return len(PriorVLAProcessor.from_pretrained(checkpoint).embodiments) > 1
+def _body(checkpoint: str, embodiment: str | None, robot: str) -> Embodiment:
+    """What the checkpoint knows of the body that it drives: the one named, the only one, or the simulator's `robot`."""
+    processor = PriorVLAProcessor.from_pretrained(checkpoint)
+    return processor.embodiment(embodiment or (robot if len(processor.embodiments) > 1 else None))
 
 
 __all__ = ["evaluate_checkpoint"]

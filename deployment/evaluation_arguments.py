@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..hub_cards.checkpoints import require_checkpoint
 from ..training.run_options import require_device
+from .action_limits import read_action_limits
 from .environments.registry import require_tasks
 
 REPORT_FILE, TRIALS_FILE = "report.json", "trials.jsonl"
@@ -26,13 +27,14 @@ def check_evaluation(
     workers: int = 1,
     seed: int = 0,
     device: str = "cpu",
+    action_limits: Path | None = None,
 ) -> None:
     """Checks what `evaluate_checkpoint` takes (torch is loaded for `device="cuda"` alone).
 
     Raises:
         ValueError: naming the option and its value: a number out of range, an unknown simulator, task or device, a task
-            named twice, an `output_dir` that is a file or has a report without trials.
-        FileNotFoundError: `checkpoint` is neither a checkpoint's folder nor like a Hub id.
+            named twice, an `output_dir` that is a file or has a report without trials, or limits that are none.
+        FileNotFoundError: `checkpoint` is neither a checkpoint's folder nor like a Hub id, or there are no such limits.
     """
     for name, value, least in (
         ("--trials", trials, 1),
@@ -50,6 +52,8 @@ def check_evaluation(
         raise ValueError(f"--output-dir {output_dir} is a file: name a folder")
     if (output_dir / REPORT_FILE).exists() and not (output_dir / TRIALS_FILE).exists():
         raise ValueError(f"--output-dir {output_dir} already has a report of something else: choose another folder")
+    if action_limits is not None:
+        read_action_limits(action_limits)
     require_device(device, DEVICES)
 
 

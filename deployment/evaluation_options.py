@@ -17,6 +17,8 @@ CLOSED_LOOP: dict[str, Any] = {
     "max_episode_steps": None,
     "films": 1,
     "blank_images": False,
+    "action_limits": None,
+    "compile": False,
 }
 OPEN_LOOP: dict[str, Any] = {"open_loop": None, "episodes": None}
 ENVIRONMENT_OPTIONS = ("robot", "action_space")
@@ -42,6 +44,9 @@ def add_evaluation_options(command: argparse.ArgumentParser, workers: int) -> No
     command.add_argument("--output-dir", type=Path, help="of report.html, report.json, trials and films")
     command.add_argument("--embodiment", metavar="NAME", help="the robot, by the checkpoint's name; default: its own")
     command.add_argument("--execute-steps", type=int, help="steps of a chunk before the next; default: half of it")
+    command.add_argument(
+        "--action-limits", type=Path, metavar="FILE", help="YAML or JSON: low, high, max_rate, max_jerk of commands"
+    )
     command.add_argument("--max-episode-steps", type=int, help="an episode ends here; default: the simulator's own")
     command.add_argument("--films", type=int, help="filmed trials a task; 0: no strips of failures either")
     command.add_argument("--blank-images", action="store_true", help="black pictures: what it does without looking")
@@ -49,6 +54,7 @@ def add_evaluation_options(command: argparse.ArgumentParser, workers: int) -> No
         "--backbone", default="auto", help="folder to take the backbone from; auto: what the config names"
     )
     command.add_argument("--workers", type=int, default=workers, help="processes of one thread each")
+    command.add_argument("--compile", action="store_true", help="the policy, before its first action: minutes")
     command.add_argument("--seed", type=int, default=0, help="of the starts; open loop: of the noise")
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the policy runs")
 
@@ -75,7 +81,7 @@ def _run_closed_loop(options: dict[str, Any]) -> None:
         raise ValueError("--tasks is missing: give it on the command line or in the --config file")
     options["tasks"] = expand_tasks(options["env"], options["tasks"])
     given = {name: options.pop(name) for name in ENVIRONMENT_OPTIONS}
-    unchecked = ("blank_images", "backbone", "embodiment")
+    unchecked = ("blank_images", "backbone", "embodiment", "compile")
     check_evaluation(**{name: value for name, value in options.items() if name not in unchecked})
     from .evaluate import evaluate_checkpoint
 

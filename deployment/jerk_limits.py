@@ -28,7 +28,7 @@ class JerkLimiter:
     def __init__(
         self, start: NDArray[np.float64], max_rate: NDArray[np.float64], max_jerk: NDArray[np.float64], step: float
     ) -> None:
-        _ruckig()
+        require_ruckig()
         self._max_rate, self._max_jerk, self._step = max_rate, max_jerk, step
         self._motion = np.stack([start, np.zeros_like(start), np.zeros_like(start)])  # place, speed, acceleration
         self._target = start
@@ -44,7 +44,7 @@ class JerkLimiter:
 
     def stop(self) -> NDArray[np.float64]:
         """Where the dims are a step later, when they come to rest as soon as they can, wherever that is."""
-        library = _ruckig()
+        library = require_ruckig()
         for dim in range(self._motion.shape[1]):
             plan = self._plan(dim, library)
             plan.control_interface = library.ControlInterface.Velocity
@@ -60,7 +60,7 @@ class JerkLimiter:
 
     def _towards(self, dim: int, target: float, speed: float) -> NDArray[np.float64]:
         """Place, speed and acceleration a step along the fastest way to the target."""
-        library = _ruckig()
+        library = require_ruckig()
         plan = self._plan(dim, library)
         plan.target_position, plan.target_velocity = [target], [speed]
         motion, seconds = self._after_a_step(plan, library)
@@ -86,7 +86,8 @@ class JerkLimiter:
         return np.array(trajectory.at_time(self._step))[:, 0], trajectory.duration
 
 
-def _ruckig() -> Any:
+def require_ruckig() -> Any:
+    """The library. Raises ImportError when it is not installed."""
     try:
         import ruckig
     except ImportError as error:
@@ -94,4 +95,4 @@ def _ruckig() -> Any:
     return ruckig
 
 
-__all__ = ["JerkLimiter"]
+__all__ = ["JerkLimiter", "require_ruckig"]

@@ -22,6 +22,7 @@ from ..modeling_priorvla.backbone import LanguageFeatures
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from .action_limits import ActionGuard, ActionLimits
+from .compilation import compile_expert
 
 WARM_UPS = 4
 MOST_INSTRUCTIONS = 256  # whose encodings are kept
@@ -64,15 +65,18 @@ class PriorVLAPolicy:
         embodiment: name, one of the checkpoint's; may be left out when there is only one.
         execute_steps: steps of a chunk that are executed before the next is predicted. Default: half of it.
         num_inference_steps: denoising steps; default the config's.
-        limits: of what the robot may be told; default none, but nothing that is not finite is ever returned.
+        limits: of what the robot may be told, or the file of them (`ActionLimits.from_file`); default none, but nothing
+            that is not finite is ever returned.
         ensemble: predict at every step, and average what all chunks say of it, the one made i steps after the oldest
             with weight exp(-ensemble i) (temporal ensembling as in ACT, whose value is 0.01). Default: no averaging.
+        compile: the expert runs compiled, which `warm_up` does before the first action; see `compile_expert`.
         seed: of the policy's own session. The same seed and observations give the same actions.
 
     Raises:
         ValueError: on an embodiment that the checkpoint does not know, embodiments on which config and processor
             disagree, a model without backbone, execute_steps outside [1, chunk_size] or beside `ensemble`, or limits
             that do not fit the robot.
+        RuntimeError: to compile, and there is no compiler.
     """
 
     def __init__(
@@ -83,8 +87,9 @@ class PriorVLAPolicy:
         embodiment: str | None = None,
         execute_steps: int | None = None,
         num_inference_steps: int | None = None,
-        limits: ActionLimits | None = None,
+        limits: ActionLimits | str | os.PathLike[str] | None = None,
         ensemble: float | None = None,
+        compile: bool = False,  # noqa: A002, torch's word for it
         seed: int = 0,
     ) -> None:
         model.config.expert.require_embodiments(processor.embodiments)
@@ -102,7 +107,13 @@ class PriorVLAPolicy:
             raise ValueError(f"execute_steps={execute_steps} must be between 1 and the chunk's {chunk_size} steps")
         if ensemble is not None:
             _require_averageable(self.embodiment, ensemble, execute_steps)
-        self.num_inference_steps, self.limits, self.ensemble = num_inference_steps, limits, ensemble
+        self.num_inference_steps, self.ensemble = num_inference_steps, ensemble
+        if limits is not None and not isinstance(limits, ActionLimits):
+            limits = ActionLimits.from_file(os.fspath(limits), self.embodiment)
+        self.limits = limits
+        self.compiled = compile
+        if compile:
+            compile_expert(model)
         self._language: dict[tuple[str, torch.device], LanguageFeatures] = {}
         self.reset(seed)
 
@@ -138,16 +149,24 @@ class PriorVLAPolicy:
     def warm_up(self, batch_size: int = 1, prefix_steps: int = 0) -> float:
         """Predicts from made-up observations, so that nothing is slow later; no session notices it.
 
-        `prefix_steps` of a chunk are known. Returns the seconds of a prediction, the median of three after the first.
+        `prefix_steps` of a chunk are known. What is to be compiled is compiled, with and without a prefix, alone and in
+        a batch. Returns the seconds of a prediction, the median of three after the first.
         """
         pictures = {camera: np.zeros((*PICTURE, 3), np.uint8) for camera in self.embodiment.cameras}
         observation = {"state": made_up_state(self.embodiment), "images": pictures, "instruction": "wait"}
-        known = self.predict([self.new_session(0)], [observation])[0, :prefix_steps] if prefix_steps else None
+
+        def predict(size: int, prefix: NDArray[np.float32] | None) -> NDArray[np.float32]:
+            sessions = [self.new_session(0) for _ in range(size)]
+            return self.predict(sessions, [observation] * size, None if prefix is None else [prefix] * size)
+
+        chunk = predict(1, None)[0]
+        for size in sorted({1, batch_size}) if self.compiled else ():  # alone first: then a batch is of any size
+            for prefix in (None, chunk[:1]):
+                predict(size, prefix)
         seconds = []
         for _ in range(WARM_UPS):
             started = time.perf_counter()
-            sessions = [self.new_session(0) for _ in range(batch_size)]
-            self.predict(sessions, [observation] * batch_size, None if known is None else [known] * batch_size)
+            predict(batch_size, chunk[:prefix_steps] if prefix_steps else None)
             seconds.append(time.perf_counter() - started)
         return statistics.median(seconds[1:])
 

@@ -14,7 +14,8 @@ from .card_text import flattened
 from .intervals import wilson_interval
 from .privacy import scrub
 
-PROTOCOL = ("embodiment", "seed", "max_episode_steps", "execute_steps")  # what a card says of a report's settings
+# What a card says of a report's settings.
+PROTOCOL = ("embodiment", "seed", "max_episode_steps", "execute_steps", "action_limits")
 
 OWN_BODY = "'s own"  # what a report ends its `embodiment` with when none was asked for
 

@@ -127,8 +127,18 @@ class ActionExpert(nn.Module):
             steps = action_mask.any(dim=-1)
             ahead = 0 if context[0].context is None else context[0].context[0].shape[2]
             mask = nn.functional.pad(steps, (ahead, 0), value=True)[:, None, None, :]
-        weight = self.modulation.weight
-        hidden = self.action_in_proj(noisy_actions.to(weight.dtype), embodiment_ids)
+        hidden = self.action_in_proj(noisy_actions.to(self.modulation.weight.dtype), embodiment_ids)
+        hidden = self.denoise(hidden, timestep, context, mask, clean)
+        return self.action_out_proj(hidden, embodiment_ids)
+
+    def denoise(
+        self, hidden: Tensor, timestep: Tensor, context: list[LayerPrefix], mask: Tensor | None, clean: Tensor | None
+    ) -> Tensor:
+        """Action tokens (B, H, d) through time, layers and final norm: what is the same for every body.
+
+        It has no branch that depends on a tensor's values, so that it is one graph to torch.compile. `mask` (B, 1, 1,
+        T + H) is over context and action tokens, the others as of `forward`.
+        """
         timestep = timestep.reshape(len(timestep), -1)
         if clean is not None and timestep.shape[1] > 1:
             timestep, clean = timestep.masked_fill(clean, 0.0), None
@@ -140,8 +150,11 @@ class ActionExpert(nn.Module):
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden, time, context[index], mask, rotary, clean)
         scale, shift = self.modulation(time, clean).chunk(2, dim=-1)
-        hidden = self.final_norm(hidden) * (1 + scale) + shift
-        return self.action_out_proj(hidden, embodiment_ids)
+        return self.final_norm(hidden) * (1 + scale) + shift
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is not compiled: a compiled `denoise` reads the weights of this very expert."""
+        return {name: value for name, value in super().__getstate__().items() if name != "denoise"}
 
     def _latent_tokens(
         self, embodiment_ids: Tensor, latent: Tensor | None, drop_latent: Tensor | None, **_: Any

@@ -7,7 +7,7 @@ import pytest
 
 from priorvla.configuration.embodiment import Embodiment
 from priorvla.configuration.rotations import RotationGroup
-from priorvla.deployment.action_limits import ActionGuard, ActionLimits
+from priorvla.deployment.action_limits import ActionGuard, ActionLimits, read_action_limits
 
 RATE = 20.0
 
@@ -166,13 +166,47 @@ def test_before_the_first_command_only_displacements_can_be_held():
         ActionGuard(None, arm()).hold()
 
 
-def test_limits_come_from_a_file_and_a_wrong_key_is_named(tmp_path):
-    file = tmp_path / "limits.json"
+def test_limits_come_from_a_file_of_one_robot_or_of_several_by_name(tmp_path):
+    file = tmp_path / "limits"
     file.write_text(json.dumps({"low": -1, "max_rate": [1.0, None]}))
-    assert ActionLimits.from_file(file) == ActionLimits(low=-1, max_rate=[1.0, None])
-    file.write_text("max_rat: 1")
-    with pytest.raises(ValueError, match=r"limits\.json: 'max_rat' is unknown, did you mean 'max_rate'"):
-        ActionLimits.from_file(file)
+    assert ActionLimits.from_file(file, arm()) == ActionLimits(low=-1, max_rate=[1.0, None])
+    file.write_text("arm:\n  high: 1e-2\nother:\n  high: [1, 2, 3]\nfree: {}\n")
+    assert ActionLimits.from_file(file, arm()) == ActionLimits(high=0.01)
+    assert set(read_action_limits(file)) == {"arm", "other", "free"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("max_rat: 1", r"limits: 'max_rat' is unknown, did you mean 'max_rate'"),
+        ("arm: {hihg: 1}", r"limits: arm: 'hihg' is unknown, did you mean 'high'"),
+        ("arm: {high: fast}", r"limits: arm: high 'fast' is no finite number \(no limit is null\)"),
+        ("max_rate: -1", r"limits: max_rate -1 must be positive"),
+        ("low: [1, 2, 3]", r"limits: low has 3 numbers, 'arm' has 2 action dims"),
+        ("leg: {high: 1}", r"limits has limits of 'leg' and none of 'arm': add `arm: \{\}`"),
+        ("{arm: {high: 1}, low: 0}", r"limits: low is 0: beside embodiments' names there is nothing else"),
+        ("[1, 2]", r"limits: limits are a mapping of low, high, max_rate, max_jerk, .* found list"),
+        ("low: {", r"limits: not valid YAML"),
+        ("", r"limits: limits are a mapping .* found NoneType"),
+    ],
+)
+def test_what_is_wrong_in_a_file_of_limits_is_named(tmp_path, content, message):
+    file = tmp_path / "limits"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        ActionLimits.from_file(file, arm())
+
+
+def test_a_file_of_limits_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"limits\.yaml does not exist: name a YAML or JSON file"):
+        read_action_limits(tmp_path / "limits.yaml")
+
+
+def test_limits_can_be_written_down_by_dim_and_read_again():
+    limits = ActionLimits(low=-1, max_rate=[2.0, None])
+    told = json.loads(json.dumps(limits.by_dim(arm())))
+    assert told == {"low": [-1, -1], "max_rate": [2.0, None]}
+    assert ActionLimits(**told).by_dim(arm()) == told
 
 
 def test_limits_of_the_data_leave_a_margin():
@@ -187,8 +221,8 @@ def test_limits_of_the_data_leave_a_margin():
     ("limits", "message"),
     [
         ({"max_rate": 0}, "max_rate 0 must be positive"),
-        ({"low": float("nan")}, "low nan is no number"),
-        ({"max_rate": "1e-2"}, "max_rate '1e-2' is no number"),
+        ({"low": float("nan")}, "low nan is no finite number"),
+        ({"max_rate": "1e-2"}, "max_rate '1e-2' is no finite number"),
         ({"max_jerk": [1.0, -2.0]}, "max_jerk -2.0 must be positive"),
         ({"low": [0.0]}, "low has 1 numbers, 'arm' has 2 action dims"),
         ({"low": 1, "high": [2, 0]}, "joint_1: low 1 is above high 0"),

@@ -39,6 +39,8 @@ SIMULATOR = ["--robot", "--action-space", "--video"]
 INSPECTED = ["--chunk-size", "--episodes", "--strict", "--mapping"]
 DRY_RUN = ["--dry-run", "--cameras", "--words", "--tflops"]
 SERVER = [
+    "--action-limits",
+    "--compile",
     "--host",
     "--port",
     "--api-key-file",
@@ -58,6 +60,8 @@ OPTIONS = {
     "train": [*TRAIN, "--insertion", "--listening", *RUN],
     "evaluate": [
         *EVALUATE,
+        "--action-limits",
+        "--compile",
         "--max-episode-steps",
         "--films",
         "--blank-images",
@@ -183,6 +187,11 @@ def test_a_wrong_argument_is_found_without_loading_any_deep_learning(arguments, 
             ["evaluate", "a/x", "--output-dir", "x", "--tasks", "reach", "--films", "-1"],
             "--films -1 must be at least 0",
         ),
+        (
+            ["evaluate", "a/x", "--output-dir", "x", "--tasks", "reach", "--action-limits", "nowhere.yaml"],
+            "nowhere.yaml does not exist: name a YAML or JSON file with limits of actions",
+        ),
+        (["evaluate", "a/x", "--open-loop", "a/y", "--output-dir", "x", "--compile"], "--compile means nothing with"),
         (["collect", "--output-dir", "x", "--tasks", "reach", "--env", "matrix"], "no simulator 'matrix'"),
         (["train", "--dataset", "a/x", "--output-dir", "x", "--control"], "name that prior with --prior"),
         (["pretrain", "--dataset", "x", "--output-dir", "x", "--max-steps", "0"], "--max-steps 0 must be at least 1"),

@@ -23,6 +23,7 @@ from websockets.server import ServerProtocol
 from websockets.sync.server import ServerConnection, serve
 
 from priorvla.configuration.embodiment import Embodiment
+from priorvla.deployment.action_limits import ActionLimits
 from priorvla.deployment.client import ChunkBroker, PolicyClient, PolicyServerError
 from priorvla.deployment.policy import PriorVLAPolicy
 from priorvla.deployment.serving.background import serve_in_background
@@ -102,6 +103,63 @@ def test_the_past_that_a_broker_tells_of_matters(policy):
         silent = [client.infer(seen)["actions"][:2] for seen in observations[::2]]
     np.testing.assert_array_equal(silent[0], wanted[:2])
     assert not np.allclose(silent[1], wanted[2:4], atol=1e-4)
+
+
+LIMITS = ActionLimits(low=-0.5, high=[0.5, 0.5, None, 0.5], max_rate=[1.0, None, None, None])
+
+
+@pytest.fixture
+def limited(policy) -> PriorVLAPolicy:
+    return PriorVLAPolicy(policy.model, policy.processor, execute_steps=2, limits=LIMITS)
+
+
+def test_a_broker_keeps_its_robot_within_the_limits_that_the_server_tells_of(limited):
+    first, second = episode(0, 7), episode(1, 5)
+    wanted = locally(limited, first, seed=5), locally(limited, second, seed=6)
+    with serve_in_background(PolicyServer(limited, limits=BIT_EQUAL)) as port, PolicyClient(port=port) as client:
+        told = {"low": [-0.5] * 4, "high": [0.5, 0.5, None, 0.5], "max_rate": [1.0, None, None, None]}
+        assert client.metadata["action_limits"] == told
+        broker = ChunkBroker(client)
+        for observations, seed, actions in zip((first, second), (5, 6), wanted, strict=True):
+            broker.reset(seed)
+            np.testing.assert_array_equal([broker.select_action(seen) for seen in observations], actions)
+        np.testing.assert_array_equal(broker.hold(), actions[-1])
+    assert np.abs(np.diff(wanted[0][:, 0])).max() == pytest.approx(0.1, abs=1e-6)  # at 10 Hz, from step to step
+
+
+def test_the_server_itself_limits_nothing_for_it_does_not_know_what_is_executed(policy, limited):
+    (seen,) = episode(0, 1)
+    chunks = []
+    for served in (policy, limited):
+        with serve_in_background(PolicyServer(served, limits=BIT_EQUAL)) as port, PolicyClient(port=port) as client:
+            chunks.append(client.infer(seen)["actions"])
+    np.testing.assert_array_equal(*chunks)
+    assert np.abs(chunks[0][:, 0]).max() > 0.5
+
+
+def test_a_brokers_own_limits_stand_instead_of_the_servers(limited):
+    (seen,) = episode(0, 1)
+    with serve_in_background(PolicyServer(limited, limits=BIT_EQUAL)) as port, PolicyClient(port=port) as client:
+        client.reset()
+        chunk = client.infer(seen)["actions"]
+        client.reset()
+        np.testing.assert_array_equal(ChunkBroker(client, limits=ActionLimits()).select_action(seen), chunk[0])
+        client.reset()
+        np.testing.assert_allclose(ChunkBroker(client, limits=ActionLimits(high=-9)).select_action(seen), -9)
+        with pytest.raises(ValueError, match="high has 2 numbers, 'arm' has 4 action dims"):
+            ChunkBroker(client, limits=ActionLimits(high=[1, 2]))
+
+
+def test_a_robot_that_the_server_does_not_describe_can_be_neither_limited_nor_held():
+    def chunk(connection: ServerConnection, request: Any) -> None:
+        connection.send(encode({"actions": np.zeros((2, 3))}))
+
+    with other_server(chunk) as (port, _), PolicyClient(port=port) as client:
+        np.testing.assert_array_equal(ChunkBroker(client).select_action({"state": np.zeros(3)}), np.zeros(3))
+        with pytest.raises(ValueError, match="does not say which robot"):
+            ChunkBroker(client).hold()
+        with pytest.raises(ValueError, match="keep your limits yourself"):
+            ChunkBroker(client, limits=ActionLimits(high=1))
 
 
 def test_a_broker_executes_as_many_steps_as_it_is_told(policy):

@@ -14,7 +14,8 @@ import pytest
 if find_spec("metaworld") is None:
     pytest.skip("needs the extra 'metaworld'", allow_module_level=True)
 from priorvla.cli import main
-from priorvla.deployment.environments.metaworld_env import metaworld_embodiment
+from priorvla.deployment.environments.metaworld_env import MetaWorldEnv, metaworld_embodiment
+from priorvla.hub_cards.card_evaluation import protocol, read_evaluation
 
 BODY = metaworld_embodiment().with_statistics(np.zeros((2, 4)), np.array([[-1.0] * 4, [1.0] * 4]))
 KILLED = """
@@ -79,9 +80,39 @@ def test_an_evaluation_that_was_killed_goes_on_and_can_be_extended(command, tmp_
     assert counted(killed)["overall"]["trials"] == 8
     assert trials(killed)[:3] == trials(straight)[:3]
     capsys.readouterr()
+    limits = tmp_path / "limits.yaml"
+    limits.write_text("high: 0.5")
+    assert main([*more, "--action-limits", str(limits)]) == 2
+    assert "another action limits (None there, {'high': [0.5, 0.5, 0.5, 0.5]} here)" in capsys.readouterr().err
     assert main([*more, "--seed", "1"]) == 2
     assert "another seed (0 there, 1 here)" in capsys.readouterr().err
     weights = tmp_path / "policy" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     assert main(more) == 2
     assert "another weights" in capsys.readouterr().err
+
+
+def test_commands_are_kept_within_the_limits_of_a_file_and_the_report_tells_them(command, tmp_path, monkeypatch):
+    sent = []
+    monkeypatch.setattr(
+        MetaWorldEnv, "step", lambda env, action, own=MetaWorldEnv.step: sent.append(action) or own(env, action)
+    )
+    command[command.index("--workers") + 1] = "1"
+    limits, folder = tmp_path / "limits.yaml", tmp_path / "limited"
+    limits.write_text("metaworld_sawyer: {low: -0.01, high: [0.01, 0.02, null, 0.01]}\nother: {high: 1}\n")
+    assert main([*command, "--action-limits", str(limits), "--output-dir", str(folder)]) == 0
+    low, high = np.min(sent, axis=0), np.max(sent, axis=0)
+    assert low.min() == pytest.approx(-0.01) and high[1] == pytest.approx(0.02) and high[2] > 0.05
+    report = json.loads((folder / "report.json").read_text())
+    assert report["action_limits"] == {"low": [-0.01] * 4, "high": [0.01, 0.02, None, 0.01]}
+    assert "high 0.01, 0.02, –, 0.01" in (folder / "report.html").read_text()
+    told = read_evaluation(folder, [tmp_path / "policy"])
+    assert protocol(told)["action limits high"] == "0.01, 0.02, –, 0.01"
+
+
+def test_a_file_that_has_no_limits_of_the_robot_is_refused_before_anything_is_written(command, tmp_path, capsys):
+    limits, folder = tmp_path / "limits.yaml", tmp_path / "limited"
+    limits.write_text("other: {high: 1}")
+    assert main([*command, "--action-limits", str(limits), "--output-dir", str(folder)]) == 2
+    assert "limits of 'other' and none of 'metaworld_sawyer'" in capsys.readouterr().err
+    assert not folder.exists()

@@ -82,12 +82,15 @@ def ended_by(process: subprocess.Popen, number: signal.Signals) -> None:
     assert said.endswith("The server has stopped.\n") and "Traceback" not in errors
 
 
-def test_the_command_serves_the_embodiment_that_was_named(serve):
-    with serve("--execute-steps", 5, "--seed", 4) as (process, port):
+def test_the_command_serves_the_embodiment_that_was_named(serve, tmp_path):
+    limits = tmp_path / "limits.yaml"
+    limits.write_text("left: {high: 1}\nright: {high: [2, null]}\n")
+    with serve("--execute-steps", 5, "--seed", 4, "--action-limits", limits) as (process, port):
         assert f"Serving right at ws://127.0.0.1:{port}" in process.first_lines
         with PolicyClient(port=port) as client:
             assert client.metadata["model"] == "two-arms"  # of an absolute path the name alone
             assert (client.metadata["execute_steps"], client.metadata["seed"]) == (5, 4)
+            assert client.metadata["action_limits"] == {"high": [2, None]}
             assert client.infer(seen())["actions"].shape == (6, 2)
             ended_by(process, signal.SIGTERM)
 
@@ -174,6 +177,8 @@ def test_wrong_arguments_are_found_without_loading_any_deep_learning(tmp_path):
         ({"tls_cert": Path("empty")}, "--tls-cert empty"),
         ({"api_key_file": Path("empty")}, "--api-key-file empty holds no key"),
         ({"api_key_file": Path("two")}, "--api-key-file two holds no key"),
+        ({"action_limits": Path("missing")}, "missing does not exist: name a YAML or JSON file"),
+        ({"action_limits": Path("two")}, "two: limits are a mapping"),
         ({"api_key_file": Path("missing")}, "--api-key-file missing does not exist"),
     ],
 )

@@ -16,6 +16,10 @@ def add_serving_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the policy runs")
     command.add_argument("--execute-steps", type=int, help="of a chunk, as told to clients; default: half of it")
+    command.add_argument(
+        "--action-limits", type=Path, metavar="FILE", help="YAML or JSON, told to clients, who keep their robot in them"
+    )
+    command.add_argument("--compile", action="store_true", help="the policy, before the port opens: minutes")
     command.add_argument("--seed", type=int, default=0, help="of a client's noise, unless it asks for another")
     command.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: every one there is")
     command.add_argument("--port", type=int, default=8000, help="0: any free one")

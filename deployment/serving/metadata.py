@@ -25,6 +25,7 @@ def server_metadata(policy: PriorVLAPolicy, reader: RequestReader, name: str, se
         "action_dim": body.action_dim,
         "action_names": list(body.action_names),
         "action_kinds": list(body.action_kinds),  # absolute, delta or relative
+        "action_limits": {} if policy.limits is None else policy.limits.by_dim(body),  # to be kept by who executes
         "gripper_dims": list(body.gripper_dims),
         "state_dim": body.state_dim,
         "state_names": list(body.state_names),

@@ -26,6 +26,8 @@ def serve_checkpoint(options: ServingOptions) -> None:
         device=options.device,
         embodiment=options.embodiment,
         execute_steps=options.execute_steps,
+        limits=options.action_limits,
+        compile=options.compile,
     )
     server = PolicyServer(
         policy, name=options.checkpoint, limits=options.limits(), api_key=options.api_key(), seed=options.seed
@@ -55,7 +57,7 @@ async def _serve_until_stopped(server: PolicyServer, options: ServingOptions, em
             flush=True,
         )
 
-    print("Warming up.", flush=True)
+    print("Compiling and warming up: minutes." if options.compile else "Warming up.", flush=True)
     await server.run(stop, host=options.host, port=options.port, tls=tls, started=started)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from ...hub_cards.checkpoints import require_checkpoint
 from ...training.run_options import require_device
+from ..action_limits import read_action_limits
+from ..compilation import require_compiler
 from .server_limits import ServerLimits
 
 DEVICES = ("cpu", "cuda")
@@ -27,6 +29,8 @@ class ServingOptions:
     backbone: str = "auto"
     device: str = "cpu"
     execute_steps: int | None = None
+    action_limits: Path | None = None
+    compile: bool = False
     seed: int = 0
     host: str = "127.0.0.1"
     port: int = 8000
@@ -46,7 +50,7 @@ class ServingOptions:
         Raises:
             ValueError: naming the option and its value.
             FileNotFoundError: a file is missing, or `checkpoint` is neither a checkpoint's folder nor like a Hub id.
-            ImportError: the extra 'serve' is not installed.
+            ImportError: the extra 'serve' is not installed. RuntimeError: there is nothing to compile with.
         """
         if missing := [package for package in NEEDED if find_spec(package) is None]:
             raise ImportError(f"{', '.join(missing)} not installed: pip install 'priorvla[serve]'")
@@ -57,10 +61,14 @@ class ServingOptions:
             raise ValueError(f"--execute-steps {self.execute_steps} must be at least 1")
         if self.seed < 0:
             raise ValueError(f"--seed {self.seed} must be at least 0")
+        if self.action_limits is not None:
+            read_action_limits(self.action_limits)
         self.limits()
         self.api_key()
         self.tls()
         require_device(self.device, DEVICES)
+        if self.compile:
+            require_compiler(self.device)
 
     def limits(self) -> ServerLimits:
         return ServerLimits(
