@@ -86,8 +86,8 @@ def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.Argum
 def _add_collect(commands: Any) -> None:
     command = _command(commands, "collect", _collect, "Record solved episodes of a simulator's scripted experts.")
     command.add_argument("--env", default="metaworld", help="simulator: metaworld, libero, aloha or pusht")
-    command.add_argument("--tasks", nargs="+", metavar="TASK", help="task names, a suite of them, or 'all'")
-    command.add_argument("--robot", help="libero: panda, iiwa, ur5e or kinova3")
+    command.add_argument("--tasks", "--suite", nargs="+", metavar="TASK", help="task names, suites of them, or 'all'")
+    command.add_argument("--robot", "--arm", help="libero: panda, iiwa, ur5e or kinova3")
     command.add_argument("--action-space", help="libero: eef (the hand's displacement) or joint (joint targets)")
     command.add_argument("--episodes", type=int, default=10, help="demonstrations a task")
     command.add_argument("--output-dir", type=Path, help="the new dataset's folder")
@@ -97,6 +97,7 @@ def _add_collect(commands: Any) -> None:
         "--noise", type=float, default=0.15, help="of every second demonstration's actions, in the simulator's units"
     )
     command.add_argument("--image-size", type=int, default=112, help="side of a picture, pixels")
+    command.add_argument("--image-every", type=int, default=1, help="draw at every so many steps; a picture stands")
     command.add_argument("--license", help="of the data, by the Hub's identifier; default: the card names none")
     command.add_argument("--max-episode-steps", type=int, help="an episode ends here; default: the simulator's own")
     command.add_argument("--workers", type=int, default=_cores(), help="processes")
@@ -305,6 +306,7 @@ def _collect(options: dict[str, Any]) -> None:
             overwrite=options["overwrite"],
             license=options["license"],
             image_size=options["image_size"],
+            image_every=options["image_every"],
             video=options["video"],
             environment_options={
                 name: options[name] for name in ("robot", "action_space") if options[name] is not None

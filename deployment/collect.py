@@ -58,6 +58,7 @@ def collect(
     num_workers: int = 2,
     overwrite: bool = False,
     image_size: int = 112,
+    image_every: int = 1,
     video: bool = False,
     environment_options: Mapping[str, Any] | None = None,
     license: str | None = None,  # noqa: A002, the Hub's word for it
@@ -86,6 +87,9 @@ def collect(
             `if __name__ == "__main__":` around its call.
         overwrite: replace a dataset that is already there.
         image_size: side of the pictures in pixels.
+        image_every: a picture is drawn at every so many steps of an episode, from its first, and stands until the next,
+            as of a camera that is slower than the robot: collecting takes less time, and a training whose windows start
+            there (`--frame-stride`) misses nothing.
         video: H.264 videos instead of PNG images.
         environment_options: further arguments of the environment's class, for example `{"robot": "ur5e"}`.
         license: of the data, by the Hub's identifier, for the card; it names none by default, because they are yours.
@@ -99,8 +103,18 @@ def collect(
     tasks = list(tasks)
     if license is not None:
         require_license(license)
-    _validate(tasks, episodes_per_task, environment, seed, noise, steps_after_success, max_episode_steps, num_workers)
-    settings = DemonstrationSettings(seed, images, noise, steps_after_success, ATTEMPTS)
+    _validate(
+        tasks,
+        environment,
+        episodes_per_task=episodes_per_task,
+        seed=seed,
+        noise=noise,
+        steps_after_success=steps_after_success,
+        max_episode_steps=max_episode_steps,
+        num_workers=num_workers,
+        image_every=image_every,
+    )
+    settings = DemonstrationSettings(seed, images, noise, steps_after_success, ATTEMPTS, image_every)
     options = {"render": images, "image_size": image_size, **(environment_options or {})}
     if max_episode_steps is not None:
         options["max_episode_steps"] = max_episode_steps
@@ -152,27 +166,12 @@ def load_collection_summary(dataset: str | Path) -> CollectionSummary:
     return CollectionSummary(**json.loads((Path(dataset) / SUMMARY_FILE).read_text(encoding="utf-8")))
 
 
-def _validate(
-    tasks: list[str],
-    episodes_per_task: int,
-    environment: str,
-    seed: int,
-    noise: float,
-    steps_after_success: int | None,
-    max_episode_steps: int | None,
-    num_workers: int,
-) -> None:
+def _validate(tasks: list[str], environment: str, **numbers: float | None) -> None:
     require_tasks(environment, tasks)
     require_experts(environment, tasks)
-    for name, value, least in (
-        ("episodes_per_task", episodes_per_task, 1),
-        ("seed", seed, 0),
-        ("noise", noise, 0),
-        ("steps_after_success", 0 if steps_after_success is None else steps_after_success, 0),
-        ("max_episode_steps", 1 if max_episode_steps is None else max_episode_steps, 1),
-        ("num_workers", num_workers, 1),
-    ):
-        if not value >= least:
+    for name, value in numbers.items():
+        least = 0 if name in ("seed", "noise", "steps_after_success") else 1
+        if value is not None and not value >= least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
 
 

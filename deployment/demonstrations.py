@@ -31,6 +31,7 @@ class DemonstrationSettings:
     noise: float
     steps_after_success: int | None
     attempts: int
+    image_every: int = 1
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class DemonstrationJob:
 class Demonstration:
     """An episode of T steps, `solved` unless its environment does not ask for success.
 
-    `states` (T, S) and `images` (camera -> (T, h, w, 3) uint8) are what was seen before each step, `actions` (T, D)
+    `states` (T, S) and `images` (camera -> (T, h, w, 3) uint8) are what was seen before each step (with `image_every`
+    above 1 a picture stands until the next is drawn), `actions` (T, D)
     what the expert wanted then: where the executed action was noisy the label is still the clean one, so that the data
     shows how to come back. `start_seed` is the environment's reset seed; before it, `failures` starts were not solved.
     """
@@ -128,7 +130,8 @@ def _record_episode(
         states.append(observation["state"])
         actions.append(action)
         for camera in cameras:
-            images[camera].append(observation["images"][camera])
+            fresh = (len(states) - 1) % settings.image_every == 0
+            images[camera].append(observation["images"][camera] if fresh else images[camera][-1])
         executed = action + generator.normal(0.0, noise * environment.noise_scale, action.shape).astype(np.float32)
         observation, _, _, truncated, info = environment.step(executed)
         if steps_left is not None:

@@ -13,6 +13,7 @@ CLOSED_LOOP: dict[str, Any] = {
     "tasks": None,
     "robot": None,
     "action_space": None,
+    "starts": None,
     "trials": 10,
     "max_episode_steps": None,
     "films": 1,
@@ -21,7 +22,7 @@ CLOSED_LOOP: dict[str, Any] = {
     "compile": False,
 }
 OPEN_LOOP: dict[str, Any] = {"open_loop": None, "episodes": None}
-ENVIRONMENT_OPTIONS = ("robot", "action_space")
+ENVIRONMENT_OPTIONS = ("robot", "action_space", "starts")
 
 
 def add_evaluation_options(command: argparse.ArgumentParser, workers: int) -> None:
@@ -33,9 +34,12 @@ def add_evaluation_options(command: argparse.ArgumentParser, workers: int) -> No
     command.set_defaults(**CLOSED_LOOP, **OPEN_LOOP)
     command.add_argument("checkpoint", help="folder or Hub id of a policy, or with --open-loop of a prior that sees")
     command.add_argument("--env", help="simulator: metaworld, libero, aloha or pusht")
-    command.add_argument("--tasks", nargs="+", metavar="TASK", help="task names, a suite of them, or 'all'")
-    command.add_argument("--robot", help="libero: panda, iiwa, ur5e or kinova3")
+    command.add_argument(
+        "--tasks", "--suite", nargs="+", metavar="TASK", help="tasks, suites of them (libero_object_swap), or 'all'"
+    )
+    command.add_argument("--robot", "--arm", help="libero: panda, iiwa, ur5e or kinova3")
     command.add_argument("--action-space", help="libero: eef (the hand's displacement) or joint (joint targets)")
+    command.add_argument("--starts", help="libero: drawn by the seed, or recorded: the benchmark's own; default: drawn")
     command.add_argument("--trials", type=int, help="episodes a task")
     command.add_argument("--open-loop", metavar="DATASET", help="recorded episodes to compare with, no simulator")
     command.add_argument(

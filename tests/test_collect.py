@@ -115,6 +115,18 @@ def test_a_task_alone_gives_the_same_demonstrations_as_among_others(dataset: Pat
     )
 
 
+def test_a_slower_camera_shows_a_picture_until_the_next_and_changes_no_motion(dataset: Path, tmp_path: Path) -> None:
+    slow = collect(tmp_path / "slow", TASKS[1:], 1, seed=5, num_workers=1, image_size=32, image_every=4)
+    one, other = (load_trajectories(folder, frames=True).trajectories for folder in (dataset, slow))
+    np.testing.assert_array_equal(one[2].actions, other[0].actions)
+    assert one[2].frames is not None and other[0].frames is not None
+    steps = range(len(one[2].actions))
+    fresh = one[2].frames.read("corner2", steps)
+    np.testing.assert_array_equal(other[0].frames.read("corner2", steps), [fresh[step - step % 4] for step in steps])
+    with pytest.raises(ValueError, match="image_every must be at least 1, got 0"):
+        collect(tmp_path / "x", TASKS, 1, image_every=0)
+
+
 def test_another_seed_gives_other_starts(dataset: Path, tmp_path: Path) -> None:
     other = collect(tmp_path / "other", TASKS[:1], 1, seed=6, num_workers=1, images=False)
     assert load_collection_summary(other).starts[0] != load_collection_summary(dataset).starts[0]
@@ -148,7 +160,7 @@ def test_bad_requests_are_refused_before_anything_is_made(dataset: Path, tmp_pat
         collect(tmp_path / "x", [], 1)
     with pytest.raises(ValueError, match="episodes_per_task must be at least 1, got 0"):
         collect(tmp_path / "x", ["reach"], 0)
-    with pytest.raises(ValueError, match=r"'libero_goal/turn_on_the_stove'.*libero_object or libero_spatial"):
+    with pytest.raises(ValueError, match=r"'libero_goal/turn_on_the_stove'.*libero_object, .*libero_spatial"):
         collect(tmp_path / "x", ["libero_goal/turn_on_the_stove"], 1, environment="libero")
     with pytest.raises(ValueError, match="metaworld knows no 'robot', only image_size"):
         collect(tmp_path / "x", ["reach"], 1, environment_options={"robot": "ur5e"})

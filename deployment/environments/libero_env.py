@@ -25,12 +25,15 @@ from .libero_robots import (
     ROTATION_REACH,
     libero_embodiment,
 )
-from .libero_scene import LiberoScene
+from .libero_scene import LiberoScene, recorded_starts
 from .live_cameras import LiveCameras
+from .mesh_simplification import simplify_meshes
 from .offscreen_rendering import OffscreenRenderer
 from .registry import SCRIPTED_SUITES
 
+STARTS = ("drawn", "recorded")
 COLLISION_GROUP = 0  # robosuite's shapes for contacts, which nobody should see
+MESH_CELL = 0.45  # m, by image_size: a third to a half of a pixel of `agentview` on the table, and 3 times as fast
 
 
 @cache
@@ -45,20 +48,26 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
 
     Observations are `{"state": (S,) float32, "images": Mapping camera -> (image_size, image_size, 3) uint8}` of the
     cameras `agentview` and `wrist`, upright. Pictures are drawn on first access and can be drawn until the next `step`
-    or `reset`. For units of states and actions see `libero_embodiment`. Starts are drawn from LIBERO's own
-    distributions by the seed, for every arm; its recorded starts, which fit the Panda alone, are not used. The same
-    seed gives the same episode, whatever was run before and whether or not pictures were drawn.
+    or `reset`. For units of states and actions see `libero_embodiment`. The same seed gives the same episode, whatever
+    was run before and whether or not pictures were drawn.
+
+    Beside LIBERO's four suites there are LIBERO-PRO's splits of each: `_lan` (other words), `_object` (other things),
+    `_swap` (other places) and `_task` (another goal).
 
     Args:
         task: a name of `list_tasks("libero")`, for example `libero_object/pick_up_the_milk_and_place_it_in_the_basket`.
         robot: `panda`, `iiwa`, `ur5e` or `kinova3`.
         action_space: `eef` or `joint`.
+        starts: `drawn` from LIBERO's own distributions by the seed, or `recorded`: the benchmark's 50 starts of the
+            task, number `seed` of them, from 0 again after the last. They were recorded with the Panda; another arm
+            meets the same things at the same places, and starts as it always does. For evaluations, not for training.
         image_size: side of a picture in pixels.
         max_episode_steps: `truncated` is true from this step on (20 steps are a second).
         render: without it `images` is empty and no OpenGL is touched.
 
     Raises:
-        ValueError: on an unknown task, robot or action space, or a size or length below 1.
+        ValueError: on an unknown task, robot, action space or kind of starts, or a size or length below 1.
+        FileNotFoundError: the installed benchmark has no file of that task, or no recorded starts.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_RATE)}
@@ -72,6 +81,7 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         *,
         robot: str = "panda",
         action_space: str = "eef",
+        starts: str = "drawn",
         image_size: int = 128,
         max_episode_steps: int = 300,
         render: bool = True,
@@ -82,6 +92,8 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
             raise ValueError(f"LIBERO's scenes have no robot {robot!r}, use one of: {', '.join(ARMS)}")
         if action_space not in ACTION_SPACES:
             raise ValueError(f"there is no action space {action_space!r}, use one of: {', '.join(ACTION_SPACES)}")
+        if starts not in STARTS:
+            raise ValueError(f"there are no starts {starts!r}, use one of: {', '.join(STARTS)}")
         if image_size < 1 or max_episode_steps < 1:
             raise ValueError(f"image_size {image_size} and max_episode_steps {max_episode_steps} must be at least 1")
         self.task = task
@@ -90,6 +102,9 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self.max_episode_steps = max_episode_steps
         self._image_size = image_size
         self._in_joints = action_space == "joint"
+        self._recorded = starts == "recorded"
+        if self._recorded:
+            recorded_starts(task)
         self._scene = LiberoScene(task, robot, action_space)
         self._renderer: OffscreenRenderer | None = None
         self._cameras = LiveCameras(list(CAMERAS) if render else [], self._draw)
@@ -117,9 +132,13 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Starts an episode; `seed` places all things. Returns `(observation, {"success": False})`."""
+        """Starts an episode; `seed` places all things. Returns `(observation, {"success": False})`.
+
+        Without a seed the next places are drawn, of the recorded starts one.
+        """
         super().reset(seed=seed)
-        self._scene.reset(int(self.np_random.integers(2**31)))
+        drawn = int(self.np_random.integers(2**31))
+        self._scene.reset(drawn, (drawn if seed is None else seed) if self._recorded else None)
         self._rest = self._scene.joints
         self._expert = None
         self._steps = 0
@@ -152,7 +171,7 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         """What our scripted expert, which sees where things are, does now, without noise.
 
         It must be asked from an episode's first step on. Raises NotImplementedError on a task that it cannot do: all
-        but those of libero_object and libero_spatial.
+        but those of libero_object and libero_spatial and of their splits.
         """
         if self._rest is None:
             raise RuntimeError("call reset() before expert_action()")
@@ -178,7 +197,7 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         suites = SCRIPTED_SUITES["libero"]
         if self.task.split("/")[0] not in suites:
             raise NotImplementedError(
-                f"no scripted expert for {self.task!r}: there is one for the tasks of {' and '.join(suites)}"
+                f"no scripted expert for {self.task!r}: there is one for the tasks of {', '.join(suites)}"
             )
         (relation, thing, target), *_ = self._scene.goals
         return PickAndPlace(self._scene, relation, thing, target)
@@ -194,6 +213,7 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
 
     def _draw(self, camera: str) -> NDArray[np.uint8]:
         if self._renderer is None:
+            simplify_meshes(self._scene.model, MESH_CELL / self._image_size)
             self._renderer = OffscreenRenderer(self._scene.model, self._image_size, [COLLISION_GROUP])
         return self._renderer.render(self._scene.data, CAMERAS[camera])
 

@@ -48,7 +48,7 @@ GRASPS = {
     "bbq_sauce": Grasp(0.015),
     "ketchup": Grasp(0.045),  # deeper, its neck meets the palm
     "salad_dressing": Grasp(0.045),
-    "akita_black_bowl": Grasp(0.04, rim=0.048),
+    "black_bowl": Grasp(0.04, rim=0.048),
 }
 
 
@@ -98,7 +98,8 @@ class PickAndPlace:
     """
 
     def __init__(self, scene: LiberoScene, relation: str, thing: str, target: str) -> None:
-        if relation not in PLACEMENTS or kind_of(thing) not in GRASPS:
+        grasp = grasp_of(thing)
+        if relation not in PLACEMENTS or grasp is None:
             raise NotImplementedError(
                 f"the scripted expert has no way to bring {thing!r} {relation!r} {target!r}: it takes "
                 f"{', '.join(GRASPS)} and brings them {' or '.join(PLACEMENTS)}; choose another task, or add a Grasp"
@@ -106,7 +107,7 @@ class PickAndPlace:
         self._scene = scene
         self._thing = thing
         self._target = target
-        self._grasp = GRASPS[kind_of(thing)]
+        self._grasp = grasp
         self._placement = PLACEMENTS[relation]
         self._height = float(scene.hand_position[2])  # at which the arm may cross the scene
         self._tried: list[Array] = []
@@ -249,9 +250,10 @@ class PickAndPlace:
         return depth + TURNING * (1.0 - abs(float(closing @ direction)))
 
 
-def kind_of(name: str) -> str:
-    """`plate` of `plate_1`."""
-    return name.rsplit("_", 1)[0]
+def grasp_of(thing: str) -> Grasp | None:
+    """The grasp of `milk_1`, and of LIBERO-PRO's `yellow_milk_1`, of the same shape; None where there is none."""
+    kind = thing.rsplit("_", 1)[0]
+    return next((grasp for name, grasp in GRASPS.items() if kind == name or kind.endswith(f"_{name}")), None)
 
 
 def _level(direction: Array) -> Array:

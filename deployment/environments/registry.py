@@ -23,7 +23,15 @@ _ENVIRONMENTS = {
     "pusht": ("pusht_env", "PushTEnv", "pusht_tasks.yaml"),
 }
 # Suites whose tasks have a scripted expert, where not all tasks have one.
-SCRIPTED_SUITES = {"libero": ("libero_object", "libero_spatial")}
+SCRIPTED_SUITES = {
+    "libero": tuple(
+        f"{suite}{split}"
+        for suite in ("libero_object", "libero_spatial")
+        for split in ("", "_lan", "_object", "_swap", "_task")
+    )
+}
+# Suites that a benchmark names and its package has no files of.
+_WITHOUT_FILES = {"libero": [f"libero_{suite}_env" for suite in ("object", "spatial", "goal", "10")]}
 
 
 class OutOfReachError(RuntimeError):
@@ -75,6 +83,11 @@ def expand_tasks(name: str, tasks: Sequence[str]) -> list[str]:
     if list(tasks) == ["all"]:
         return known
     suites = {task.rpartition("/")[0] for task in known} - {""}
+    for given in tasks:
+        if given in _WITHOUT_FILES.get(name, ()):
+            raise ValueError(f"{given!r}: the simulator's package has no task files of that suite, leave it out")
+        if suites and "/" not in given and given not in suites:
+            raise ValueError(f"{name} has no suite {given!r}, use a task, 'all', or of: {', '.join(sorted(suites))}")
     expanded = [
         task
         for given in tasks
@@ -94,7 +107,7 @@ def require_experts(name: str, tasks: Sequence[str]) -> None:
     suites = SCRIPTED_SUITES.get(name)
     for task in tasks:
         if suites is not None and task.rpartition("/")[0] not in suites:
-            raise ValueError(f"{name} has no scripted expert for {task!r}: collect tasks of {' or '.join(suites)}")
+            raise ValueError(f"{name} has no scripted expert for {task!r}: collect tasks of {', '.join(suites)}")
 
 
 def require_tasks(name: str, tasks: Sequence[str]) -> None:
