@@ -14,6 +14,7 @@ CLOSED_LOOP: dict[str, Any] = {
     "robot": None,
     "action_space": None,
     "starts": None,
+    "image_size": None,
     "trials": 10,
     "max_episode_steps": None,
     "films": 1,
@@ -22,7 +23,7 @@ CLOSED_LOOP: dict[str, Any] = {
     "compile": False,
 }
 OPEN_LOOP: dict[str, Any] = {"open_loop": None, "episodes": None}
-ENVIRONMENT_OPTIONS = ("robot", "action_space", "starts")
+ENVIRONMENT_OPTIONS = ("robot", "action_space", "starts", "image_size")
 
 
 def add_evaluation_options(command: argparse.ArgumentParser, workers: int) -> None:
@@ -40,6 +41,9 @@ def add_evaluation_options(command: argparse.ArgumentParser, workers: int) -> No
     command.add_argument("--robot", "--arm", help="libero: panda, iiwa, ur5e or kinova3")
     command.add_argument("--action-space", help="libero: eef (the hand's displacement) or joint (joint targets)")
     command.add_argument("--starts", help="libero: drawn by the seed, or recorded: the benchmark's own; default: drawn")
+    command.add_argument(
+        "--image-size", type=int, help="side of a picture, pixels, as it was collected; default: the simulator's own"
+    )
     command.add_argument("--trials", type=int, help="episodes a task")
     command.add_argument("--open-loop", metavar="DATASET", help="recorded episodes to compare with, no simulator")
     command.add_argument(

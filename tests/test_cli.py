@@ -34,8 +34,8 @@ TRAIN = [
     "--max-cache-gb",
 ]
 EVALUATE = ["checkpoint", "--config", "--env", "--tasks", "--trials", "--output-dir", "--embodiment", "--execute-steps"]
-EVALUATE += ["--robot", "--action-space", "--open-loop", "--episodes"]
-SIMULATOR = ["--robot", "--action-space", "--video"]
+EVALUATE += ["--robot", "--action-space", "--starts", "--image-size", "--open-loop", "--episodes"]
+SIMULATOR = ["--robot", "--action-space", "--video", "--image-every"]
 INSPECTED = ["--chunk-size", "--episodes", "--strict", "--mapping"]
 DRY_RUN = ["--dry-run", "--cameras", "--words", "--tflops"]
 SERVER = [

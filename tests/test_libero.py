@@ -109,7 +109,7 @@ def test_the_expert_solves_a_split_from_a_recorded_start(swapped: LiberoEnv) -> 
 def test_things_of_another_colour_are_taken_like_those_that_they_stand_for() -> None:
     assert grasp_of("yellow_milk_1") is grasp_of("milk_1") is GRASPS["milk"]
     assert grasp_of("akita_black_bowl_2") is grasp_of("black_bowl_1") is not None
-    assert grasp_of("wine_bottle_1") is None
+    assert grasp_of("wine_bottle_1") is grasp_of("bigger_alphabet_soup_1") is None  # wider than the gripper opens
 
 
 def test_suites_that_are_not_there_are_refused_by_name() -> None:
@@ -167,13 +167,13 @@ def test_pictures_are_upright_and_not_mirrored(milk: LiberoEnv) -> None:
     observation, _ = milk.reset(seed=0)
     assert list(observation["images"]) == milk.embodiment.cameras == ["agentview", "wrist"]
     picture = observation["images"]["agentview"].astype(int)
-    assert picture.shape == (128, 128, 3)
+    assert picture.shape == (112, 112, 3)
     warmth = (picture[..., 0] - picture[..., 2]).mean(1)
-    assert warmth[-32:].mean() > warmth[:8].mean() + 5  # a wooden floor below a grey wall
-    white = picture[40:90].min(-1) > 170
-    assert white[:, 80:].sum() > white[:, :48].sum() + 50  # the basket's cloth, to the left of who faces the camera
+    assert warmth[-28:].mean() > warmth[:8].mean() + 5  # a wooden floor below a grey wall
+    white = picture[35:79].min(-1) > 170
+    assert white[:, 70:].sum() > white[:, :42].sum() + 50  # the basket's cloth, to the left of who faces the camera
     wrist = observation["images"]["wrist"].astype(int)
-    assert wrist[-12:].mean() < wrist[:-40].mean() - 40  # the hand's dark edge is below, the fingers reach upwards
+    assert wrist[-10:].mean() < wrist[:-35].mean() - 40  # the hand's dark edge is below, the fingers reach upwards
 
 
 def test_a_hand_that_is_lifted_moves_up_and_the_gripper_opens_and_closes(milk: LiberoEnv) -> None:
@@ -245,7 +245,10 @@ def test_tasks_without_an_expert_can_be_played_and_say_so() -> None:
     observation, _ = environment.reset(seed=0)
     assert list(observation["images"]) == []
     environment.step(np.zeros(7))
-    with pytest.raises(NotImplementedError, match=r"open_the_middle_drawer.*libero_object, .*libero_spatial"):
+    with pytest.raises(
+        NotImplementedError,
+        match=r"open_the_middle_drawer.*those of: libero_object, .*libero_goal/put_the_bowl_on_the_plate",
+    ):
         environment.expert_action()
     environment.close()
 

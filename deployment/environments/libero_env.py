@@ -29,7 +29,7 @@ from .libero_scene import LiberoScene, recorded_starts
 from .live_cameras import LiveCameras
 from .mesh_simplification import simplify_meshes
 from .offscreen_rendering import OffscreenRenderer
-from .registry import SCRIPTED_SUITES
+from .registry import require_experts
 
 STARTS = ("drawn", "recorded")
 COLLISION_GROUP = 0  # robosuite's shapes for contacts, which nobody should see
@@ -82,7 +82,7 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         robot: str = "panda",
         action_space: str = "eef",
         starts: str = "drawn",
-        image_size: int = 128,
+        image_size: int = 112,
         max_episode_steps: int = 300,
         render: bool = True,
     ) -> None:
@@ -170,8 +170,8 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     def expert_action(self) -> NDArray[np.float32]:
         """What our scripted expert, which sees where things are, does now, without noise.
 
-        It must be asked from an episode's first step on. Raises NotImplementedError on a task that it cannot do: all
-        but those of libero_object and libero_spatial and of their splits.
+        It must be asked from an episode's first step on. Raises NotImplementedError on a task that it cannot do:
+        `require_experts`, and things that are too wide for the gripper.
         """
         if self._rest is None:
             raise RuntimeError("call reset() before expert_action()")
@@ -194,11 +194,10 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self._scene.close()
 
     def _make_expert(self) -> PickAndPlace:
-        suites = SCRIPTED_SUITES["libero"]
-        if self.task.split("/")[0] not in suites:
-            raise NotImplementedError(
-                f"no scripted expert for {self.task!r}: there is one for the tasks of {', '.join(suites)}"
-            )
+        try:
+            require_experts("libero", [self.task])
+        except ValueError as error:
+            raise NotImplementedError(str(error)) from None
         (relation, thing, target), *_ = self._scene.goals
         return PickAndPlace(self._scene, relation, thing, target)
 

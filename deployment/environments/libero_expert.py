@@ -251,8 +251,13 @@ class PickAndPlace:
 
 
 def grasp_of(thing: str) -> Grasp | None:
-    """The grasp of `milk_1`, and of LIBERO-PRO's `yellow_milk_1`, of the same shape; None where there is none."""
+    """The grasp of `milk_1`, and of LIBERO-PRO's `yellow_milk_1`, of the same shape; None where there is none.
+
+    There is none for its bigger things: `bigger_alphabet_soup` is 9 cm wide, and the gripper opens to 8.
+    """
     kind = thing.rsplit("_", 1)[0]
+    if kind.startswith("bigger_"):
+        return None
     return next((grasp for name, grasp in GRASPS.items() if kind == name or kind.endswith(f"_{name}")), None)
 
 
