@@ -6,8 +6,9 @@
 The first arm's policy is trained on scripted demonstrations of the ten tasks of libero_object. It is evaluated on that
 suite (`seen`) and on what LIBERO-PRO makes of it: `lan` (other words), `object` (other things), `swap` (other places),
 `task` (another goal); all from the benchmark's recorded starts, of which the demonstrations know nothing. The second
-arm's policies are trained on few demonstrations, all for the same number of steps:
+arm's policies are trained on few demonstrations, all for the same number of steps, but for one that is not:
 
+    the first arm's as it is      no training: both arms are driven by displacements of the hand
     from the action prior         of the first arm's motion, to which the second arm is added (new projections and soft
                                   tokens are trained on its motion, nothing else of the prior)
     from the first arm's policy   LoRA beside the layers of its expert, the new arm begun like the first
@@ -55,12 +56,13 @@ class Trained:
     """How a policy is made: for which arm, by which command, and with what further options."""
 
     second: bool
-    command: str
+    command: str | None  # None: nothing is trained, the second arm is driven as if it were the first
     options: tuple[str, ...] = ()
 
 
 POLICIES = {
     "first arm": Trained(False, "train"),
+    "second arm, the first arm's policy as it is": Trained(True, None),
     "second arm, from the action prior": Trained(True, "train"),
     "second arm, from the first arm's policy": Trained(True, "finetune", ("--preset", "expert")),
     "second arm, control": Trained(True, "train", ("--control",)),
@@ -104,14 +106,17 @@ class LiberoPro:
 
     def prior(self, second: bool) -> Path:
         """The action prior of the first arm's motion, or that with the second arm added."""
-        name, steps, start = "prior", self.options.motion_steps, ()
+        recipe: tuple[object, ...] = ("--config", "action_prior_small", "--max-steps", self.options.motion_steps)
         if second:
-            name, steps, start = "prior-second-arm", self.options.few_steps, ("--prior", self.prior(second=False))
-        return self._run("pretrain", name, "--config", "action_prior_small", *start, "--max-steps", steps,
-                         "--dataset", *self.demonstrations(second))  # fmt: skip
+            started = ("--prior", self.prior(second=False), "--max-steps", self.options.few_steps)
+            recipe = ("--config", self._recipe("pretrain", self.options.few_steps), *started)
+        name = "prior-second-arm" if second else "prior"
+        return self._run("pretrain", name, *recipe, "--dataset", *self.demonstrations(second))
 
     def policy(self, name: str) -> Path:
         made, folder = POLICIES[name], folder_name(name)
+        if made.command is None:
+            return self.policy("first arm")
         steps = self.options.few_steps if made.second else self.options.max_steps
         said: tuple[object, ...]
         if made.command == "finetune":
@@ -125,9 +130,9 @@ class LiberoPro:
                          "--listening", 0 if made.second else 20)  # fmt: skip
 
     def evaluate(self, name: str, splits: list[str]) -> Counts:
-        """Of a policy: trials that are there count, the others are run; `report.html` is in its `evaluation`."""
+        """Of a policy: trials that are there count, the others are run; `report.html` is in `evaluations`."""
         made, policy = POLICIES[name], self.policy(name)
-        folder = policy / "evaluation"
+        folder = self.folder / "evaluations" / folder_name(name)
         suites = [SPLITS[split] for split in splits]
         command("evaluate", policy, "--env", "libero", "--suite", *suites, "--starts", "recorded",
                 "--arm", self.options.arms[made.second], "--embodiment", self._body(made), "--output-dir", folder,
@@ -151,12 +156,16 @@ class LiberoPro:
         }
 
     def _body(self, made: Trained) -> str:
-        return libero_embodiment(self.options.arms[made.second], "eef").name
+        """The arm by the name that the policy has for it."""
+        return libero_embodiment(self.options.arms[made.second and made.command is not None], "eef").name
 
     def _recipe(self, action: str, steps: int) -> Path:
         """The shipped one; a prior is distilled for the same share of the steps as there."""
-        recipe = load_recipe("vla_small" if action == "train" else "finetune_small")
-        if action == "train":
+        shipped = {"pretrain": "action_prior_small", "train": "vla_small", "finetune": "finetune_small"}
+        recipe = load_recipe(shipped[action])
+        if action == "pretrain":
+            recipe.pop("model")  # the shape of a prior that goes on is its own
+        elif action == "train":
             share = recipe["training"]["distillation_steps"] / recipe["max_steps"]
             recipe["training"]["distillation_steps"] = round(share * steps)
         file = self.folder / f"recipe-{action}-{steps}.yaml"
@@ -201,7 +210,7 @@ def told(counts: tuple[int, int]) -> str:
 
 
 def write_page(folder: Path, results: dict[str, Counts], settings: dict[str, Any]) -> Path:
-    """One page of all policies; each policy's own, with its tasks, films and failures, is in its `evaluation`."""
+    """One page of all policies; each policy's own, with its tasks, films and failures, is in `evaluations`."""
     page = Report("LIBERO-PRO on two arms", f"{settings['arms'][0]}, then {settings['arms'][1]}")
     page.section("Success by split and arm")
     splits = list(next(iter(results.values())))
