@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from report_file import made_with, write_report
 
 from priorvla.configuration.recipe import load_recipe
 from priorvla.deployment.environments.libero_robots import ARMS, libero_embodiment
@@ -250,12 +250,11 @@ def main() -> None:
     print(f"|---|{'---|' * len(options.splits)}")
     for name, counts in results.items():
         print(f"| {name} | {' | '.join(told(counts[split]) for split in options.splits)} |")
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    settings = {**{name: getattr(options, name) for name in SETTINGS}, "trials": options.trials, "machine": machine}
+    settings = {**{name: getattr(options, name) for name in SETTINGS}, "trials": options.trials}
     print("\n" + "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items()))
-    print(", ".join(f"{name} {number}" for name, number in installed_versions().items()))
-    report = {"kind": "libero_pro", **settings, "results": results, "versions": installed_versions()}
-    (work.folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    report = write_report(work.folder, {"kind": "libero_pro", **settings, "results": results})
+    settings["machine"] = report["machine"]
+    print(made_with(report))
     print(f"Report: {write_page(work.folder, results, settings)}")
 
 
