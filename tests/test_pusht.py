@@ -85,11 +85,11 @@ def test_the_picture_is_upright_and_shows_finger_t_and_goal(table: PushTEnv) -> 
         for _ in range(20):
             observation, *_ = table.step(target)
         picture = observation["images"]["top"].astype(int)
-        assert picture.shape == (96, 96, 3)
+        assert picture.shape == (112, 112, 3)
         red, green, blue = picture[..., 0], picture[..., 1], picture[..., 2]
         finger = np.argwhere((blue > red + 100) & (blue > green + 50))
         assert len(finger) > 10
-        np.testing.assert_allclose(finger.mean(0)[::-1] * 512 / 96, observation["state"], atol=12)
+        np.testing.assert_allclose(finger.mean(0)[::-1] * 512 / 112, observation["state"], atol=12)
     goal = np.argwhere((green > red + 60) & (green > blue + 60))
     assert len(goal) > 50
     np.testing.assert_allclose(goal.mean(0), [48, 48], atol=20)
@@ -106,7 +106,7 @@ def test_a_picture_is_drawn_when_looked_at_and_not_of_the_past(table: PushTEnv) 
         old["images"]["front"]
     motion = PushTEnv(render=False)
     assert list(motion.reset(seed=0)[0]["images"]) == []
-    assert motion.render().shape == (96, 96, 3)
+    assert motion.render().shape == (112, 112, 3)
     motion.close()
 
 

@@ -66,7 +66,7 @@ class PushTEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     noise_scale = np.full(2, 100.0, np.float32)  # pixels
 
     def __init__(
-        self, task: str = "push-t", *, image_size: int = 96, max_episode_steps: int = 300, render: bool = True
+        self, task: str = "push-t", *, image_size: int = 112, max_episode_steps: int = 300, render: bool = True
     ) -> None:
         instructions = yaml.safe_load(Path(__file__).with_name("pusht_tasks.yaml").read_text(encoding="utf-8"))
         if task not in instructions:
