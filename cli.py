@@ -85,7 +85,7 @@ def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.Argum
 
 def _add_collect(commands: Any) -> None:
     command = _command(commands, "collect", _collect, "Record solved episodes of a simulator's scripted experts.")
-    command.add_argument("--env", default="metaworld", help="simulator: metaworld, libero, aloha or pusht")
+    command.add_argument("--env", default="metaworld", help="simulator: metaworld, tabletop, libero, aloha or pusht")
     command.add_argument("--tasks", "--suite", nargs="+", metavar="TASK", help="task names, suites of them, or 'all'")
     command.add_argument("--robot", "--arm", help="libero: panda, iiwa, ur5e or kinova3")
     command.add_argument("--action-space", help="libero: eef (the hand's displacement) or joint (joint targets)")

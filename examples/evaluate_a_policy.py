@@ -21,7 +21,7 @@ from priorvla.hub_cards.intervals import wilson_interval
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("policy", help="folder or Hub id of a policy")
-    parser.add_argument("--environment", default="metaworld", help="or aloha, libero, pusht, or your module:function")
+    parser.add_argument("--environment", default="metaworld", help="or libero, tabletop, ..., or your module:function")
     parser.add_argument("--tasks", nargs="+", default=["drawer-open"], help="names of tasks, or instructions")
     parser.add_argument("--trials", type=int, default=20, help="episodes a task, each with a start of its own")
     parser.add_argument("--max-episode-steps", type=int, default=200)

@@ -21,6 +21,7 @@ _ENVIRONMENTS = {
     "libero": ("libero_env", "LiberoEnv", "libero_tasks.yaml"),
     "metaworld": ("metaworld_env", "MetaWorldEnv", "metaworld_tasks.yaml"),
     "pusht": ("pusht_env", "PushTEnv", "pusht_tasks.yaml"),
+    "tabletop": ("tabletop_env", "TabletopEnv", "tabletop_tasks.yaml"),
 }
 # Suites and tasks that have a scripted expert, where not all tasks have one.
 SCRIPTED = {

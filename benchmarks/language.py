@@ -1,0 +1,273 @@
+"""Does a first stage without language make a policy listen? Hosts, trainings and the knob of the tabletop.
+
+    python benchmarks/language.py --output-dir runs/language --jobs 2
+    python benchmarks/language.py --output-dir runs/language --hosts cross --knobs many --trainings "one stage"
+
+A cell is a host, a training, a knob and a seed. The knob is how many instructions a training scene allows: `one`, which
+follows from what lies there, or `many`. All cells of a knob and a seed see the same demonstrations:
+
+    one stage           from random weights, as many steps as the others have of rung 3
+    one stage, longer   from random weights, as many steps as the others have in all
+    two stages          rung 2 without language, then rung 3 with new layers that read (paper B)
+    token insertion     the same rung 2, then its own layers read: none is inserted
+    three rungs         motion, sight, language; the steps of motion are taken from those of sight
+
+`one stage` has as many layers as `two stages` has in the end. Beside `one stage, longer` the steps of earlier stages
+are counted, beside `one stage` they are not. Success is told by suite (docs/language.md) with Wilson's 95 % interval.
+
+Every table has its validity lines: what the policies do in scenes as they were trained in (at least 70 %, or the row is
+marked), and what the policies of rung 2 do, which cannot read (no better than the best guess, or the table is marked).
+Whatever is finished is not done again, a training that was stopped is begun again, an evaluation goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from language_table import BLIND, report, row
+
+from priorvla.configuration.recipe import load_recipe
+from priorvla.deployment.environments.registry import expand_tasks
+from priorvla.deployment.environments.tabletop_layouts import TEST_SUITES
+from priorvla.deployment.evaluation import evaluate_policy
+from priorvla.deployment.policy import PriorVLAPolicy
+from priorvla.deployment.trial_records import TrialRecords
+
+HOSTS, KNOBS = ("cross", "joint", "gated"), ("many", "one")
+TRAININGS = ("one stage", "one stage, longer", "two stages", "token insertion", "three rungs")
+SETTINGS = ("episodes", "frame_stride", "sight_steps", "motion_steps", "language_steps", "trials", "listening")
+LAYERS = 3  # of a prior; a policy with inserted layers has twice as many
+TAPS = {"prior": [4, 8, 12], "policy": [4, 6, 8, 10, 12, 12]}  # as insertion after each layer chooses them
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One policy of the table."""
+
+    host: str
+    training: str
+    knob: str
+    seed: int
+
+
+class Group:
+    """The cells of one host, knob and seed; they share demonstrations and priors."""
+
+    def __init__(self, options: argparse.Namespace, host: str, knob: str, seed: int) -> None:
+        self.options, self.host, self.knob, self.seed = options, host, knob, seed
+        self.shared = options.output_dir / f"{knob}-seed-{seed}"
+        self.folder = self.shared / host
+        self.data = self.shared / "demonstrations"
+
+    def collect(self) -> None:
+        """The demonstrations, once for all hosts."""
+        if not self.data.is_dir():
+            command("collect", "--env", "tabletop", "--tasks", f"{self.knob}-instruction{'s' * (self.knob == 'many')}",
+                    "--episodes", self.options.episodes, "--seed", self.seed, "--output-dir", self.data,
+                    "--workers", self.options.jobs)  # fmt: skip
+
+    def policy(self, training: str) -> Path:
+        """The policy of a training, whatever it takes first."""
+        steps, sight = self.options.language_steps, self.options.sight_steps
+        if training == "one stage":
+            return self._train(training, steps, layers=2 * LAYERS)
+        if training == "one stage, longer":
+            return self._train(training, steps + sight, layers=2 * LAYERS)
+        prior = self.sight(self.motion() if training == "three rungs" else None)
+        insertion = ("--insertion", "token") if training == "token insertion" else ()
+        return self._train(training, steps, "--prior", prior, *insertion)
+
+    def motion(self) -> Path:
+        """An action prior of the same demonstrations, once for all hosts."""
+        model = {"expert": {"expert_layers": ["motion"] * LAYERS}}
+        return self._run("pretrain", self.shared / "motion", "action_prior_small", self.options.motion_steps, model)
+
+    def sight(self, motion: Path | None = None) -> Path:
+        """A vision-action prior, of random weights or of an action prior."""
+        steps = self.options.sight_steps
+        if motion is not None:
+            steps -= self.options.motion_steps
+            return self._run("pretrain", self.folder / "sight-of-motion", "vision_action_prior_small", steps, {},
+                             "--prior", motion, *self._seeing())  # fmt: skip
+        model = {"expert": self._layers("vision", LAYERS, TAPS["prior"])}
+        return self._run("pretrain", self.folder / "sight", "vision_action_prior_small", steps, model, *self._seeing())
+
+    def measure(self, training: str) -> dict[str, Any]:
+        """Success of a cell by suite, in scenes as in training, and there without words; and what else is known."""
+        cell = Cell(self.host, training, self.knob, self.seed)
+        policy = self.sight() if training == BLIND else self.policy(training)
+        trained = f"{self.knob}-instruction{'s' * (self.knob == 'many')}"
+        suites = self._evaluate(policy, [*TEST_SUITES, trained])
+        result = {"trained": suites.pop(trained), "suites": suites}
+        if training != BLIND:
+            result["without_words"] = self._evaluate(policy, [trained], words=False)[trained]
+            metrics = json.loads((policy / "metrics.json").read_text(encoding="utf-8"))
+            result["listening"] = {name: v for name, v in metrics.items() if name.startswith("language_sensitivity/")}
+        return {**asdict(cell), **result, "gates": gates(policy), "core_minutes": self._minutes(training)}
+
+    def _minutes(self, training: str) -> float:
+        """Of a core at work, all stages together."""
+        stages = {"two stages": ["sight"], "token insertion": ["sight"], BLIND: []}
+        folders = [self.folder / name for name in stages.get(training, [])]
+        if training == "three rungs":
+            folders = [self.shared / "motion", self.folder / "sight-of-motion"]
+        own = self.folder / ("sight" if training == BLIND else folder_name(training))
+        return sum(json.loads((folder / "cost.json").read_text())["core_minutes"] for folder in [*folders, own])
+
+    def _train(self, training: str, steps: int, *arguments: object, layers: int = 0) -> Path:
+        model = {"expert": self._layers("vision_language", layers, TAPS["policy"])} if layers else {}
+        return self._run("train", self.folder / folder_name(training), "vla_seeing_small", steps, model, *arguments,
+                         *self._seeing(arguments), "--listening", self.options.listening)  # fmt: skip
+
+    def _layers(self, kind: str, count: int, taps: list[int]) -> dict[str, Any]:
+        return {"expert_layers": [kind] * count, "tap_layers": [12] * count if self.host == "cross" else taps}
+
+    def _seeing(self, arguments: tuple[object, ...] = ()) -> tuple[object, ...]:
+        host = () if "--prior" in arguments else ("--fusion", self.host)
+        return (*host, "--frame-stride", self.options.frame_stride, "--cache-dir", self.shared / "features")
+
+    def _run(
+        self, action: str, folder: Path, recipe: str, steps: int, model: dict[str, Any], *arguments: object
+    ) -> Path:
+        """A training; afterwards its folder has `cost.json`."""
+        if not (folder / "cost.json").is_file():
+            shutil.rmtree(folder, ignore_errors=True)  # of a training that was stopped
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            file = folder.with_suffix(".yaml")
+            file.write_text(yaml.safe_dump(adapted(recipe, model)), encoding="utf-8")
+            minutes = command(action, "--config", file, "--dataset", self.data, "--output-dir", folder, "--max-steps",
+                              steps, "--seed", self.seed, *arguments)  # fmt: skip
+            for checkpoint in folder.glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
+            (folder / "cost.json").write_text(json.dumps({"core_minutes": round(minutes, 2)}) + "\n", encoding="utf-8")
+        return folder
+
+    def _evaluate(self, policy: Path, suites: list[str], words: bool = True) -> dict[str, list[int]]:
+        """Suite -> successes and trials."""
+        folder = policy / ("evaluation" if words else "evaluation-without-words")
+        tasks = expand_tasks("tabletop", suites)
+        with TrialRecords(folder, {"seed": self.seed, "trials": self.options.trials, "words": words}) as records:
+            result = evaluate_policy(
+                partial(PriorVLAPolicy.from_pretrained, str(policy)),
+                tasks,
+                environment="tabletop",
+                trials=self.options.trials,
+                seed=1_000 + self.seed,
+                environment_options={"words": words},
+                records=records,
+            )
+        return {suite: list(result.count(own)) for suite, own in result.suites().items()}
+
+
+def adapted(recipe: str, model: dict[str, Any]) -> dict[str, Any]:
+    """A shipped recipe with another model; nothing is saved on the way, because a stopped training begins again."""
+    content = dict(load_recipe(recipe))
+    expert = {**content.get("model", {}).get("expert", {}), **model.get("expert", {})}
+    content["model"] = {**content.get("model", {}), **({"expert": expert} if expert else {})}
+    content["training"] = {**content["training"], "save_steps": 1_000_000}
+    return content
+
+
+def gates(policy: Path) -> dict[str, float]:
+    """How far the gates of each kind are open at the end, as the log has it."""
+    with (policy / "log.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    last = {name: value for row in rows for name, value in row.items() if name.startswith("gate_") and value}
+    return {name.removeprefix("gate_"): round(float(value), 4) for name, value in last.items()}
+
+
+def folder_name(training: str) -> str:
+    return training.replace(", ", "-").replace(" ", "-")
+
+
+def command(*arguments: object) -> float:
+    """One command of `priorvla` on one core; the minutes that it worked."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", "priorvla.cli", *map(str, arguments)], check=True, env=environment)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 60
+
+
+def require_same_settings(options: argparse.Namespace) -> None:
+    """Results of other settings are not mixed with these."""
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    file = options.output_dir / "settings.json"
+    settings = {name: getattr(options, name) for name in SETTINGS}
+    began = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else settings
+    for name, value in settings.items():
+        if began[name] != value:
+            raise SystemExit(
+                f"--{name.replace('_', '-')} {value}: {options.output_dir} was begun with {began[name]}, choose "
+                "another folder"
+            )
+    file.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+
+
+def run_group(options: argparse.Namespace, host: str, knob: str, seed: int) -> None:
+    """All cells of a group, in a process of their own; the last lines of its log are in an error."""
+    log = options.output_dir / f"{host}-{knob}-{seed}.log"
+    settings = [part for name in SETTINGS for part in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
+    chosen = ["--hosts", host, "--knobs", knob, "--seeds", str(seed), "--trainings", *options.trainings]
+    arguments = [sys.executable, __file__, "--output-dir", str(options.output_dir), *settings, *chosen]
+    with log.open("w", encoding="utf-8") as file:
+        ended = subprocess.run(
+            arguments, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+    if ended.returncode:
+        raise SystemExit(f"{host}, {knob}, seed {seed} failed: see {log}\n{log.read_text(encoding='utf-8')[-2000:]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/language"))
+    parser.add_argument("--hosts", nargs="+", choices=HOSTS, default=list(HOSTS))
+    parser.add_argument("--trainings", nargs="+", choices=(BLIND, *TRAININGS), default=[BLIND, *TRAININGS])
+    parser.add_argument("--knobs", nargs="+", choices=KNOBS, default=list(KNOBS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--episodes", type=int, default=400, help="demonstrations of each of the two kinds")
+    parser.add_argument("--frame-stride", type=int, default=3, help="a training window begins at every so many steps")
+    parser.add_argument("--sight-steps", type=int, default=1500, help="of rung 2; with motion, of both earlier rungs")
+    parser.add_argument("--motion-steps", type=int, default=500, help="of rung 1, in three rungs")
+    parser.add_argument("--language-steps", type=int, default=1500, help="of rung 3")
+    parser.add_argument("--trials", type=int, default=12, help="episodes of each kind in each suite")
+    parser.add_argument("--listening", type=int, default=16, help="observations for language_sensitivity")
+    parser.add_argument("--jobs", type=int, default=1, help="groups (host, knob, seed) side by side, a core each")
+    options = parser.parse_args()
+    if options.motion_steps >= options.sight_steps:
+        raise SystemExit(f"--motion-steps {options.motion_steps} must be below --sight-steps {options.sight_steps}")
+    require_same_settings(options)
+    groups = [(h, k, s) for s in options.seeds for k in options.knobs for h in options.hosts]
+    for knob in options.knobs:
+        for seed in options.seeds:
+            Group(options, options.hosts[0], knob, seed).collect()
+    if options.jobs > 1:
+        if "three rungs" in options.trainings:
+            for knob in options.knobs:
+                for seed in options.seeds:
+                    Group(options, options.hosts[0], knob, seed).motion()
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(lambda group: run_group(options, *group), groups))
+    results = []
+    for host, knob, seed in groups:
+        for training in options.trainings:
+            results.append(Group(options, host, knob, seed).measure(training))
+            print(row(results[-1:]), flush=True)
+    report(options.output_dir, {name: getattr(options, name) for name in SETTINGS}, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The language benchmark: which cells it has, what makes a table valid, and that other settings are refused."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from priorvla.deployment.environments.tabletop_layouts import TEST_SUITES
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmarks are scripts, not a package: they import one another from their own folder."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def cell(training: str, trained: int, successes: int, knob: str = "many", **others: Any) -> dict[str, Any]:
+    """A cell of 20 trials a suite."""
+    return {
+        "host": "cross",
+        "training": training,
+        "knob": knob,
+        "seed": 0,
+        "trained": [trained, 20],
+        "suites": {suite: [successes, 20] for suite in TEST_SUITES},
+        "core_minutes": 3.0,
+        "gates": {},
+        **others,
+    }
+
+
+def test_a_row_that_did_not_learn_is_marked_and_so_is_the_table() -> None:
+    table = importlib.import_module("language_table")
+    good, bad = cell("one stage", 15, 12), cell("two stages", 13, 12)
+    blind = cell(table.BLIND, 3, 3)
+    assert "**not learned**" in table.row([bad]) and "**not learned**" not in table.row([good])
+    assert "1 of 2 rows" in table.validity("many", [[good], [bad], [blind]])[0]
+    assert "INVALID" in table.validity("many", [[good], [bad], [blind]])[0]
+    assert not any("INVALID" in line for line in table.validity("many", [[good], [blind]]))
+
+
+def test_a_scene_that_gives_its_answer_away_makes_the_table_invalid() -> None:
+    table = importlib.import_module("language_table")
+    lines = table.validity("one", [[cell("one stage", 20, 3)], [cell(table.BLIND, 20, 16)]])
+    assert sum("INVALID: the scene gives the answer away" in line for line in lines) == 4
+
+
+def test_seeds_are_counted_together_and_the_report_says_everything(tmp_path: Path) -> None:
+    table = importlib.import_module("language_table")
+    cells = [cell("one stage", 16, 10, seed=seed, without_words=[4, 20]) for seed in range(2)]
+    table.report(tmp_path, {"trials": 10}, [*cells, cell("one stage", 16, 4, knob="one")])
+    assert "50% (35% to 65%)" in table.row(cells)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report["cells"]) == 3 and report["trials"] == 10
+    assert set(report["guess"]) == set(TEST_SUITES)
+    assert {file.name for file in tmp_path.glob("*.png")} == {"cross-many.png", "cross-one.png"}
+
+
+def test_results_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
+    language = importlib.import_module("language")
+    settings = dict.fromkeys(language.SETTINGS, 1)
+    language.require_same_settings(argparse.Namespace(output_dir=tmp_path, **settings))
+    language.require_same_settings(argparse.Namespace(output_dir=tmp_path, **settings))
+    with pytest.raises(SystemExit, match=r"--language-steps 2: .* was begun with 1"):
+        language.require_same_settings(argparse.Namespace(output_dir=tmp_path, **{**settings, "language_steps": 2}))
+
+
+def test_every_training_starts_where_its_name_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    language = importlib.import_module("language")
+    said: list[tuple[Any, ...]] = []
+
+    def told(*arguments: Any) -> float:
+        said.append(arguments)
+        Path(arguments[arguments.index("--output-dir") + 1]).mkdir(parents=True)
+        return 1.0
+
+    monkeypatch.setattr(language, "command", told)
+    options = argparse.Namespace(
+        output_dir=tmp_path, frame_stride=3, sight_steps=30, motion_steps=10, language_steps=40, listening=0
+    )
+    group = language.Group(options, "gated", "many", 0)
+    steps = {}
+    for training in language.TRAININGS:
+        said.clear()
+        group.policy(training)
+        steps[training] = [(command[0], command[command.index("--max-steps") + 1]) for command in said]
+    assert steps == {
+        "one stage": [("train", 40)],
+        "one stage, longer": [("train", 70)],
+        "two stages": [("pretrain", 30), ("train", 40)],
+        "token insertion": [("train", 40)],  # the prior of two stages is there already
+        "three rungs": [("pretrain", 10), ("pretrain", 20), ("train", 40)],
+    }
+    said.clear()
+    group.policy("three rungs")
+    assert said == []  # what is finished is not done again
