@@ -221,6 +221,7 @@ def test_the_server_speaks_first_and_says_what_it_drives(serve):
         "action_dim": 4,
         "action_names": ["x", "y", "z", "grip"],
         "action_kinds": ["absolute"] * 4,
+        "action_limits": {},
         "gripper_dims": [3],
         "state_dim": 3,
         "state_names": ["a", "b", "c"],
