@@ -147,7 +147,7 @@ class EpisodeRunner:
         environment = self._environments.get(block.environment, block.task, block.options)
         robot = getattr(environment.unwrapped, "embodiment", None)
         if robot is not None:
-            _require_same_robot(self._policy.embodiment, robot, block)
+            require_same_robot(self._policy.embodiment, robot, str(block.environment), block.embodiment)
         started = time.perf_counter()
         success, steps, film, strip = _run_episode(self._policy, environment, block, trial)
         return Episode(block.task, trial, success, steps, time.perf_counter() - started, film, strip)
@@ -156,17 +156,21 @@ class EpisodeRunner:
         self._environments.close()
 
 
-def _require_same_robot(body: Embodiment, robot: Embodiment, block: TrialBlock) -> None:
-    if body.name != (block.embodiment or robot.name):
+def require_same_robot(body: Embodiment, robot: Embodiment, environment: str, embodiment: str | None) -> None:
+    """Raises ValueError unless `body`, which a policy drives, is the `robot` of `environment`, or said to be it.
+
+    `embodiment` is the name that the policy has for that robot; None: the same.
+    """
+    if body.name != (embodiment or robot.name):
         raise ValueError(
-            f"the policy drives {body.name!r}, {block.environment} has {robot.name!r}: pass embodiment= of a "
-            "checkpoint that knows it"
+            f"the policy drives {body.name!r}, {environment} has {robot.name!r}: pass embodiment= of a checkpoint that "
+            "knows it (--embodiment, one for each --arm)"
         )
     for part in ("action", "state"):
         own, here = (getattr(entry, f"{part}_names") for entry in (body, robot))
         if len(own) != len(here):
             raise ValueError(
-                f"{body.name!r} has {len(own)} {part} dims ({', '.join(own)}), {robot.name!r} of {block.environment} "
+                f"{body.name!r} has {len(own)} {part} dims ({', '.join(own)}), {robot.name!r} of {environment} "
                 f"{len(here)} ({', '.join(here)}): it is another robot"
             )
 
@@ -237,4 +241,4 @@ class BlankImages(Mapping[str, NDArray[np.uint8]]):
         return len(self._images)
 
 
-__all__ = ["BlankImages", "Episode", "EpisodeRunner", "TrialBlock", "run_blocks", "trial_blocks"]
+__all__ = ["BlankImages", "Episode", "EpisodeRunner", "TrialBlock", "require_same_robot", "run_blocks", "trial_blocks"]

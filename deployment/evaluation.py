@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,15 +57,30 @@ class EvaluationResult:
                 suites.setdefault(suite, []).append(task)
         return suites
 
-    def to_dict(self) -> dict[str, Any]:
+    def counts(self) -> dict[str, Any]:
         """Per task, per suite and overall: `successes`, `trials`, `interval` (Wilson, 95 %)."""
-        successes, trials = self.count()
         return {
             "tasks": {task: result.to_dict() for task, result in self.tasks.items()},
             "suites": {suite: _counted(*self.count(tasks)) for suite, tasks in self.suites().items()},
-            "overall": _counted(successes, trials),
-            "wall_time_s": round(self.wall_time, 1),
+            "overall": _counted(*self.count()),
         }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counts, and `wall_time_s`."""
+        return {**self.counts(), "wall_time_s": round(self.wall_time, 1)}
+
+
+def pooled(results: Iterable[EvaluationResult]) -> EvaluationResult:
+    """The trials of several robots together: of every task the outcomes of one robot after the other."""
+    tasks: dict[str, TaskResult] = {}
+    wall_time = 0.0
+    for result in results:
+        wall_time += result.wall_time
+        for task, own in result.tasks.items():
+            there = tasks.setdefault(task, TaskResult(task))
+            there.outcomes += own.outcomes
+            there.films += own.films
+    return EvaluationResult(tasks, wall_time)
 
 
 def _counted(successes: int, trials: int) -> dict[str, Any]:
@@ -85,6 +100,7 @@ def evaluate_policy(
     environment_options: Mapping[str, Any] | None = None,
     embodiment: str | None = None,
     records: TrialRecords | None = None,
+    robot: str = "",
 ) -> EvaluationResult:
     """Runs `trials` episodes of every task and counts successes: those in which the simulator says so at any step.
 
@@ -108,6 +124,7 @@ def evaluate_policy(
         records: finished trials are taken from there, and every other one is written there when it ends, so that an
             evaluation which is killed goes on. Films and strips of failures (where films are asked for) are files
             there, and not in the result.
+        robot: whose trials these are in `records` that have those of several.
 
     Raises:
         ValueError: no task, an unknown task or simulator, a task named twice, `trials` below 1, or a policy of another
@@ -121,7 +138,7 @@ def evaluate_policy(
     if trials < 1:
         raise ValueError(f"trials={trials} must be at least 1")
     started = time.perf_counter()
-    outcomes = {} if records is None else records.require(tasks, trials)
+    outcomes = {} if records is None else records.require(tasks, trials, robot)
     missing = {task: [trial for trial in range(trials) if (task, trial) not in outcomes] for task in tasks}
     like = TrialBlock(
         environment,
@@ -136,14 +153,15 @@ def evaluate_policy(
     )
     films: dict[tuple[str, int], NDArray[np.uint8]] = {}
     blocks = trial_blocks(tasks, missing, num_workers, like)
+    doing = f"evaluating {robot}".rstrip()
     with (
-        tqdm(total=len(tasks) * trials, initial=len(outcomes), desc="evaluating", unit="episode") as progress,
+        tqdm(total=len(tasks) * trials, initial=len(outcomes), desc=doing, unit="episode") as progress,
         closing(run_blocks(policy, blocks, num_workers)) as episodes,
     ):
         for episode in episodes:
             outcomes[episode.task, episode.trial] = episode.success
             if records is not None:
-                records.add(episode)
+                records.add(episode, robot)
             elif episode.film is not None:
                 films[episode.task, episode.trial] = episode.film
             progress.update()
@@ -172,4 +190,4 @@ def save_films(result: EvaluationResult, folder: str | Path) -> dict[str, list[P
     return files
 
 
-__all__ = ["EvaluationResult", "TaskResult", "evaluate_policy", "save_films"]
+__all__ = ["EvaluationResult", "TaskResult", "evaluate_policy", "pooled", "save_films"]

@@ -27,13 +27,16 @@ def check_evaluation(
     workers: int = 1,
     seed: int = 0,
     device: str = "cpu",
+    robots: Sequence[str] | None = None,
+    embodiments: Sequence[str] | None = None,
     action_limits: Path | None = None,
 ) -> None:
     """Checks what `evaluate_checkpoint` takes (torch is loaded for `device="cuda"` alone).
 
     Raises:
         ValueError: naming the option and its value: a number out of range, an unknown simulator, task or device, a task
-            named twice, an `output_dir` that is a file or has a report without trials, or limits that are none.
+            or arm named twice, not one embodiment for every arm, an `output_dir` that is a file or has a report without
+            trials, or limits that are none.
         FileNotFoundError: `checkpoint` is neither a checkpoint's folder nor like a Hub id, or there are no such limits.
     """
     for name, value, least in (
@@ -47,6 +50,7 @@ def check_evaluation(
         if value < least:
             raise ValueError(f"{name} {value} must be at least {least}")
     require_tasks(env, tasks)
+    _require_one_body_an_arm(robots, embodiments)
     require_checkpoint(checkpoint, "checkpoint")
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"--output-dir {output_dir} is a file: name a folder")
@@ -55,6 +59,19 @@ def check_evaluation(
     if action_limits is not None:
         read_action_limits(action_limits)
     require_device(device, DEVICES)
+
+
+def _require_one_body_an_arm(robots: Sequence[str] | None, embodiments: Sequence[str] | None) -> None:
+    for robot in robots or ():
+        if list(robots or ()).count(robot) > 1:
+            raise ValueError(f"--arm: {robot!r} is named twice: once is enough")
+    arms = 1 if robots is None else len(robots)
+    if embodiments is not None and len(embodiments) != arms:
+        raise ValueError(
+            f"--embodiment names {len(embodiments)} ({', '.join(embodiments)}) for {arms} of --arm: name one for each, "
+            "in their order (the same again where it drives several), or leave it out, and each is driven by the body "
+            "of its own name"
+        )
 
 
 __all__ = ["DEVICES", "REPORT_FILE", "TRIALS_FILE", "check_evaluation"]

@@ -23,14 +23,14 @@ CLOSED_LOOP: dict[str, Any] = {
     "compile": False,
 }
 OPEN_LOOP: dict[str, Any] = {"open_loop": None, "episodes": None}
-ENVIRONMENT_OPTIONS = ("robot", "action_space", "starts", "image_size")
+ENVIRONMENT_OPTIONS = ("action_space", "starts", "image_size")
 
 
 def add_evaluation_options(command: argparse.ArgumentParser, workers: int) -> None:
     """What can be said on the command line; `workers` is the default of that option."""
     command.epilog = (
-        f"{command.epilog or ''} The same command goes on with an evaluation that was stopped, and with more tasks or "
-        "trials extends one."
+        f"{command.epilog or ''} The same command goes on with an evaluation that was stopped, and with more tasks, "
+        "trials or arms extends one."
     ).strip()
     command.set_defaults(**CLOSED_LOOP, **OPEN_LOOP)
     command.add_argument("checkpoint", help="folder or Hub id of a policy, or with --open-loop of a prior that sees")
@@ -38,7 +38,9 @@ def add_evaluation_options(command: argparse.ArgumentParser, workers: int) -> No
     command.add_argument(
         "--tasks", "--suite", nargs="+", metavar="TASK", help="tasks, suites of them (libero_object_swap), or 'all'"
     )
-    command.add_argument("--robot", "--arm", help="libero: panda, iiwa, ur5e or kinova3")
+    command.add_argument(
+        "--robot", "--arm", nargs="+", metavar="ARM", help="libero: some of panda, iiwa, ur5e and kinova3, each in turn"
+    )
     command.add_argument("--action-space", help="libero: eef (the hand's displacement) or joint (joint targets)")
     command.add_argument("--starts", help="libero: drawn by the seed, or recorded: the benchmark's own; default: drawn")
     command.add_argument(
@@ -50,7 +52,12 @@ def add_evaluation_options(command: argparse.ArgumentParser, workers: int) -> No
         "--episodes", nargs="+", metavar="N", help="open loop: numbers and ranges, 0 7-9; default: held out, or last 3"
     )
     command.add_argument("--output-dir", type=Path, help="of report.html, report.json, trials and films")
-    command.add_argument("--embodiment", metavar="NAME", help="the robot, by the checkpoint's name; default: its own")
+    command.add_argument(
+        "--embodiment",
+        nargs="+",
+        metavar="NAME",
+        help="the robot, by the checkpoint's name; default: its own; of several arms one each, in their order",
+    )
     command.add_argument("--execute-steps", type=int, help="steps of a chunk before the next; default: half of it")
     command.add_argument(
         "--action-limits", type=Path, metavar="FILE", help="YAML or JSON: low, high, max_rate, max_jerk of commands"
@@ -88,8 +95,9 @@ def _run_closed_loop(options: dict[str, Any]) -> None:
     if options["tasks"] is None:
         raise ValueError("--tasks is missing: give it on the command line or in the --config file")
     options["tasks"] = expand_tasks(options["env"], options["tasks"])
+    options["robots"], options["embodiments"] = options.pop("robot"), options.pop("embodiment")
     given = {name: options.pop(name) for name in ENVIRONMENT_OPTIONS}
-    unchecked = ("blank_images", "backbone", "embodiment", "compile")
+    unchecked = ("blank_images", "backbone", "compile")
     check_evaluation(**{name: value for name, value in options.items() if name not in unchecked})
     from .evaluate import evaluate_checkpoint
 
@@ -101,6 +109,10 @@ def _run_closed_loop(options: dict[str, Any]) -> None:
 def _run_open_loop(options: dict[str, Any]) -> None:
     from .replay_arguments import check_replay
 
+    bodies = options.pop("embodiment")
+    if bodies is not None and len(bodies) > 1:
+        raise ValueError(f"--embodiment {' '.join(bodies)}: a dataset is of one robot, name one")
+    options["embodiment"] = None if bodies is None else bodies[0]
     check_replay(**{name: value for name, value in options.items() if name not in ("backbone", "embodiment")})
     from .replay_report import replay_checkpoint
 

@@ -4,98 +4,130 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..hub_cards.intervals import wilson_interval
 from ..hub_cards.plots import success_by_task
 from ..hub_cards.report import Report
 from ..hub_cards.versions import installed_versions
-from .evaluation import EvaluationResult
+from .evaluation import EvaluationResult, pooled
 from .evaluation_arguments import REPORT_FILE
-from .trial_records import TrialRecords
+from .trial_records import ROBOT_SETTINGS, TrialRecords
 
 SHOWN_FILMS, SHOWN_STRIPS = 24, 60  # a page of more is too large to open; all lie beside it
 
+Results = Mapping[str, EvaluationResult]  # by robot
 
-def write_evaluation(result: EvaluationResult, settings: Mapping[str, Any], records: TrialRecords) -> Path:
+
+def write_evaluation(
+    results: Results, settings: Mapping[str, Mapping[str, Any]], records: TrialRecords, checkpoint: str = ""
+) -> Path:
     """Writes both reports into the records' folder and returns the page's path.
 
-    `settings` go into both; their `robot` is the name of the arm. Pictures and films are those of `records`; of a task
-    one film is on the page.
+    `settings`, by robot as the results, go into both, and so does the `checkpoint`'s name. Pictures and films are those
+    of `records`; of a robot's task one film is on the page.
     """
-    content = {"kind": "evaluation", **settings, **result.to_dict(), "versions": installed_versions()}
-    content["episode_time_s"] = round(sum(record.seconds for record in records.finished.values()), 1)
+    every = next(iter(settings.values()))
+    common = {"checkpoint": checkpoint, **{name: every[name] for name in every if name not in ROBOT_SETTINGS}}
+    robots = {
+        robot: {**{name: own[name] for name in ROBOT_SETTINGS[1:] if name in own}, **results[robot].counts()}
+        for robot, own in settings.items()
+    }
+    content = {
+        "kind": "evaluation",
+        **common,
+        **pooled(results.values()).to_dict(),
+        "robots": robots,
+        "versions": installed_versions(),
+        "episode_time_s": round(sum(record.seconds for record in records.finished.values()), 1),
+    }
     partial = records.folder / f".{REPORT_FILE}.partial"
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, records.folder / REPORT_FILE)
-    return _page(result, settings, records).write(records.folder / "report.html")
-
-
-def _page(result: EvaluationResult, settings: Mapping[str, Any], records: TrialRecords) -> Report:
-    successes, trials = result.count()
-    page = Report("Closed-loop evaluation", f"{successes} of {trials} episodes succeeded")
-    arm = str(settings["robot"])
-    if suites := result.suites():
-        page.section("Success by suite")
-        counted = {suite: result.count(tasks) for suite, tasks in suites.items()}
-        rows = [[suite, arm, *row] for suite, row in zip(counted, _rows(result.to_dict()["suites"]), strict=True)]
-        page.table(["suite", "robot", "tasks", "successes", "95 % interval"], _with_tasks(rows, suites))
-        page.figure(success_by_task({arm: counted}), caption="Success by suite with 95 % intervals.")
-    page.section("Success by task")
-    counted_tasks = result.to_dict()
-    everything = {**counted_tasks["tasks"], "all tasks": counted_tasks["overall"]}
-    page.table(
-        ["task", "successes", "95 % interval"],
-        [[task, *row] for task, row in zip(everything, _rows(everything), strict=True)],
-        "Wilson intervals; every trial has a start of its own, decided by the seed.",
-    )
-    counts = {task: (outcome.successes, len(outcome.outcomes)) for task, outcome in result.tasks.items()}
-    for suite, tasks in (suites or {"": list(result.tasks)}).items():
-        part = {task.removeprefix(f"{suite}/"): counts[task] for task in tasks}
-        where = f" of {suite}" if suite else ""
-        page.figure(success_by_task({arm: part}), caption=f"Success by task{where} with 95 % intervals.")
-    _show_failures(page, result, records)
-    _show_films(page, result, records)
+    page = _page(results, records)
     page.section("Settings")
-    page.facts({**settings, **installed_versions()})
+    page.facts({**common, "robots": list(results), **_by_robot(settings), **installed_versions()})
+    return page.write(records.folder / "report.html")
+
+
+def summary(results: Results) -> list[str]:
+    """What the terminal says: how many episodes succeeded, of each robot and of several together."""
+    told = [f"{robot}: {_told(result.count())}" for robot, result in results.items()] if len(results) > 1 else []
+    successes, trials = pooled(results.values()).count()
+    low, high = wilson_interval(successes, trials)
+    return [*told, f"{successes} of {trials} episodes succeeded (95 % interval {low:.0%} to {high:.0%})"]
+
+
+def _by_robot(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What robots may differ in: of one as it is, of several by robot."""
+    told = {name: {robot: own.get(name) for robot, own in settings.items()} for name in ROBOT_SETTINGS[1:]}
+    return told if len(settings) > 1 else {name: next(iter(own.values())) for name, own in told.items()}
+
+
+def _page(results: Results, records: TrialRecords) -> Report:
+    together = pooled(results.values())
+    successes, trials = together.count()
+    page = Report("Closed-loop evaluation", f"{successes} of {trials} episodes succeeded")
+    suites = together.suites()
+    if suites:
+        page.section("Success by suite and arm")
+        rows = [[suite, len(tasks), *_cells(results, tasks)] for suite, tasks in suites.items()]
+        if len(suites) > 1:
+            rows.append(["all suites", len(together.tasks), *_cells(results)])
+        page.table(["suite", "tasks", *results], rows, "Successes / trials with 95 % Wilson intervals.")
+        counts = {arm: {suite: own.count(suites[suite]) for suite in suites} for arm, own in results.items()}
+        page.figure(success_by_task(counts), caption="Success by suite with 95 % intervals.")
+    page.section("Success by task")
+    rows = [[task, *_cells(results, [task])] for task in together.tasks]
+    page.table(
+        ["task", *results],
+        [*rows, ["all tasks", *_cells(results)]],
+        "Successes / trials with 95 % Wilson intervals; every trial has a start of its own, decided by the seed.",
+    )
+    for suite, tasks in (suites or {"": list(together.tasks)}).items():
+        counts = {
+            arm: {task.removeprefix(f"{suite}/"): own.count([task]) for task in tasks} for arm, own in results.items()
+        }
+        where = f" of {suite}" if suite else ""
+        page.figure(success_by_task(counts), caption=f"Success by task{where} with 95 % intervals.")
+    _show_failures(page, results, records)
+    _show_films(page, results, records)
     return page
 
 
-def _rows(counted: Mapping[str, Any]) -> list[list[str]]:
-    """`successes / trials` and interval of every entry."""
-    return [
-        [f"{values['successes']} / {values['trials']}", "{:.0%} to {:.0%}".format(*values["interval"])]
-        for values in counted.values()
-    ]
+def _cells(results: Results, tasks: Sequence[str] | None = None) -> list[str]:
+    """Of each robot."""
+    return [_told(result.count(tasks)) for result in results.values()]
 
 
-def _with_tasks(rows: list[list[str]], suites: Mapping[str, list[str]]) -> list[list[Any]]:
-    return [[suite, arm, len(suites[suite]), *others] for suite, arm, *others in rows]
+def _told(counts: tuple[int, int]) -> str:
+    low, high = wilson_interval(*counts)
+    return f"{counts[0]} / {counts[1]} ({low:.0%} to {high:.0%})"
 
 
-def _show_failures(page: Report, result: EvaluationResult, records: TrialRecords) -> None:
-    """Of every task the first trial that failed, as a strip of frames."""
-    strips = [(task, *strip) for task in result.tasks if (strip := records.strip(task)) is not None]
+def _show_failures(page: Report, results: Results, records: TrialRecords) -> None:
+    """Of every task and robot the first trial that failed, as a strip of frames."""
+    failed = [records.first_failure(task, robot) for task, robot in _tasks_and_robots(results)]
+    strips = [record for record in failed if record and record.strip and (records.folder / record.strip).is_file()]
     if not strips:
         return
     page.section("Failures")
-    told = "The first failed trial of every task, from its start to its end."
+    told = "The first failed trial of every task and arm, from its start to its end."
     if len(strips) > SHOWN_STRIPS:
         told += f" {len(strips) - SHOWN_STRIPS} more lie in `strips`."
     page.text(told)
-    for task, trial, file in strips[:SHOWN_STRIPS]:
-        record = records.finished[task, trial]
-        page.text(f"**{task}**, trial {trial}: no success in {record.steps} steps")
-        page.image(file)
+    for record in strips[:SHOWN_STRIPS]:
+        page.text(f"**{record.task}**, {record.robot}, trial {record.trial}: no success in {record.steps} steps")
+        page.image(records.folder / str(record.strip))
 
 
-def _show_films(page: Report, result: EvaluationResult, records: TrialRecords) -> None:
-    filmed = [
-        record for record in records.finished.values() if record.film and (records.folder / record.film).is_file()
-    ]
+def _show_films(page: Report, results: Results, records: TrialRecords) -> None:
+    filmed = [r for r in records.finished.values() if r.film and (records.folder / r.film).is_file()]
     first = {
-        task: min((r for r in filmed if r.task == task), key=lambda r: r.trial, default=None) for task in result.tasks
+        pair: min((r for r in filmed if (r.task, r.robot) == pair), key=lambda r: r.trial, default=None)
+        for pair in _tasks_and_robots(results)
     }
     shown = [record for record in first.values() if record is not None][:SHOWN_FILMS]
     if not shown:
@@ -104,9 +136,13 @@ def _show_films(page: Report, result: EvaluationResult, records: TrialRecords) -
     if len(shown) < len(filmed):
         page.text(f"{len(shown)} of {len(filmed)} films; all lie in `films`.")
     for record in shown:
-        assert record.film is not None
         outcome = "success" if record.success else "failure"
-        page.video(records.folder / record.film, caption=f"{record.task}, trial {record.trial}: {outcome}")
+        caption = f"{record.task}, {record.robot}, trial {record.trial}: {outcome}"
+        page.video(records.folder / str(record.film), caption=caption)
 
 
-__all__ = ["write_evaluation"]
+def _tasks_and_robots(results: Results) -> Iterable[tuple[str, str]]:
+    return [(task, robot) for task in pooled(results.values()).tasks for robot in results]
+
+
+__all__ = ["summary", "write_evaluation"]

@@ -1,7 +1,8 @@
 """Finished trials of an evaluation in its folder, one line each: a killed evaluation goes on where it was.
 
-`trials.jsonl` begins with the settings and has a line for every finished trial, appended with one write and flushed to
-the disk when the trial ends. A last line that was cut off by the process's end is dropped, and its trial runs again.
+`trials.jsonl` has a line for every finished trial, appended with one write and flushed to the disk when the trial ends.
+Before a robot's first trial stand its settings. A last line that was cut off by the process's end is dropped, and its
+trial runs again.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ except ImportError:  # Windows, where nothing keeps two evaluations out of one f
 
 FILM_RATE = 20.0  # frames a second
 TOLD_APART = "weights"  # a setting that says nothing to people
+ROBOT_SETTINGS = ("robot", "embodiment", "action_limits")  # those that robots of one evaluation may differ in
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A finished trial: `steps` and `seconds` that it took, and its film, a file's path from the records' folder."""
+    """A finished trial: `steps` and `seconds` that it took, its film and its strip, paths from the records' folder."""
 
     task: str
     trial: int
@@ -40,28 +42,35 @@ class TrialRecord:
     steps: int
     seconds: float
     film: str | None = None
+    strip: str | None = None
+    robot: str = ""
 
 
 class TrialRecords:
-    """The finished trials in `folder`, all of the same settings. One process at a time has them open.
+    """The finished trials in `folder`, of each robot all of the same settings. One process at a time has them open.
 
     Args:
         folder: is made if need be. Films go into its `films`, strips of failures into its `strips`.
-        settings: whatever decides a trial's outcome, as JSON has it.
+        settings: whatever decides a trial's outcome, as JSON has it. Those of several robots, each with its `robot`,
+            differ in `ROBOT_SETTINGS` alone.
 
     Raises:
-        ValueError: the trials there are of other settings, naming the first that differs; or a line is damaged.
+        ValueError: the trials there are of other settings, naming the first that differs, or of another robot; or a
+            line is damaged.
         RuntimeError: another process has them open.
     """
 
-    def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: str | Path, *settings: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.finished: dict[tuple[str, int], TrialRecord] = {}
+        self.finished: dict[tuple[str, str, int], TrialRecord] = {}  # by robot, task and trial
+        self._settings: dict[str, dict[str, Any]] = {
+            own.get("robot", ""): json.loads(json.dumps(dict(own))) for own in settings
+        }
         self._file = (self.folder / TRIALS_FILE).open("a+b", buffering=0)
         try:
             self._lock()
-            self._read(json.loads(json.dumps(dict(settings))))
+            self._told = self._read()
         except BaseException:
             self._file.close()
             raise
@@ -74,60 +83,54 @@ class TrialRecords:
     ) -> None:
         self._file.close()
 
-    def require(self, tasks: Sequence[str], trials: int) -> dict[tuple[str, int], bool]:
-        """The outcomes that are there, by task and trial, for an evaluation of these `tasks` and so many `trials`.
+    def require(self, tasks: Sequence[str], trials: int, robot: str = "") -> dict[tuple[str, int], bool]:
+        """The outcomes of `robot` that are there, by task and trial, for an evaluation of `tasks` and so many `trials`.
 
-        Raises ValueError unless that includes all of them: a report that leaves finished trials out would be chosen.
+        Raises ValueError unless that includes all trials of all robots: a report that leaves finished ones out would be
+        chosen.
         """
-        for task, trial in self.finished:
+        for _, task, trial in self.finished:
             if task not in tasks:
                 raise ValueError(
                     f"{self.folder} has finished trials of {task!r}: name it in --tasks too, or choose another folder"
                 )
             if trial >= trials:
-                most = 1 + max(other.trial for other in self.finished.values() if other.task == task)
+                most = 1 + max(other for _, own, other in self.finished if own == task)
                 raise ValueError(
                     f"--trials {trials}: {self.folder} has {most} of {task!r} already: ask for at least as many, or "
                     "choose another folder"
                 )
-        return {key: record.success for key, record in self.finished.items()}
+        return {(task, trial): done.success for (own, task, trial), done in self.finished.items() if own == robot}
 
-    def add(self, episode: Episode) -> None:
+    def add(self, episode: Episode, robot: str = "") -> None:
         """Writes a trial's film, if it has one, and then its line. A trial that is there already stays as it is."""
-        if (episode.task, episode.trial) in self.finished:
+        if (robot, episode.task, episode.trial) in self.finished:
             return
-        film = None
+        name, film, strip = str(Path(robot, f"{episode.task}-{episode.trial}")), None, None
         if episode.film is not None:
-            name = f"films/{episode.task}-{episode.trial}-{'success' if episode.success else 'failure'}.mp4"
-            film = write_video(self.folder / name, episode.film, FILM_RATE).relative_to(self.folder).as_posix()
-        first = self._first_failure(episode.task)
-        if episode.strip is not None and (first is None or episode.trial < first):
-            self._write_strip(episode)
-        record = TrialRecord(
-            episode.task, episode.trial, episode.success, episode.steps, round(episode.seconds, 3), film
-        )
+            file = self.folder / "films" / f"{name}-{'success' if episode.success else 'failure'}.mp4"
+            film = self._from_here(write_video(file, episode.film, FILM_RATE))
+        first = self.first_failure(episode.task, robot)
+        if episode.strip is not None and (first is None or episode.trial < first.trial):
+            file = self.folder / "strips" / f"{name}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(film_strip(np.asarray(episode.strip))).save(file)
+            strip = self._from_here(file)
+        seconds = round(episode.seconds, 3)
+        record = TrialRecord(episode.task, episode.trial, episode.success, episode.steps, seconds, film, strip, robot)
+        if robot not in self._told:
+            self._append({"settings": self._settings[robot]})
+            self._told.add(robot)
         self._append(asdict(record))
-        self.finished[record.task, record.trial] = record
+        self.finished[robot, record.task, record.trial] = record
 
-    def strip(self, task: str) -> tuple[int, Path] | None:
-        """The first trial of `task` that failed, and the picture of it; None where there is no such picture."""
-        trial = self._first_failure(task)
-        if trial is None or not self._strip_file(task, trial).is_file():
-            return None
-        return trial, self._strip_file(task, trial)
+    def first_failure(self, task: str, robot: str = "") -> TrialRecord | None:
+        """The first trial of `task` that failed; None where none did."""
+        failed = (r for r in self.finished.values() if r.task == task and r.robot == robot and not r.success)
+        return min(failed, key=lambda record: record.trial, default=None)
 
-    def _first_failure(self, task: str) -> int | None:
-        failed = (record.trial for record in self.finished.values() if record.task == task and not record.success)
-        return min(failed, default=None)
-
-    def _strip_file(self, task: str, trial: int) -> Path:
-        return self.folder / "strips" / f"{task}-{trial}.png"
-
-    def _write_strip(self, episode: Episode) -> None:
-        assert episode.strip is not None
-        file = self._strip_file(episode.task, episode.trial)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(film_strip(np.asarray(episode.strip))).save(file)
+    def _from_here(self, file: Path) -> str:
+        return file.relative_to(self.folder).as_posix()
 
     def _lock(self) -> None:
         if fcntl is None:
@@ -139,16 +142,23 @@ class TrialRecords:
                 f"another evaluation is writing into {self.folder}: wait for its end, or choose another folder"
             ) from None
 
-    def _read(self, settings: dict[str, Any]) -> None:
+    def _read(self) -> set[str]:
+        """Takes what is in the file; the robots whose settings are there."""
         self._file.seek(0)
         content = self._file.read()
         whole = content[: content.rfind(b"\n") + 1]
         lines = whole.splitlines(keepends=True)
-        entries = []
+        settings: dict[str, dict[str, Any]] = {}
         for number, line in enumerate(lines, 1):
             try:
-                entries.append(json.loads(line))
-                entries[-1] = entries[-1]["settings"] if number == 1 else TrialRecord(**entries[-1])
+                entry = json.loads(line)
+                if number == 1 or "settings" in entry:
+                    settings[entry["settings"].get("robot", "")] = entry["settings"]
+                    continue
+                record = self._record(entry, next(iter(settings)))
+                if record.robot not in settings:
+                    raise KeyError(record.robot)  # somebody has removed that line
+                self.finished.setdefault((record.robot, record.task, record.trial), record)
             except (ValueError, TypeError, KeyError):
                 if number == len(lines):  # a machine that went down can leave a last line of zeros
                     whole = whole[: -len(line)]
@@ -157,16 +167,26 @@ class TrialRecords:
                     f"{self._file.name} is damaged in line {number}: remove that line and its trial runs again, or "
                     "choose another folder"
                 ) from None
-        if len(entries) < 2:
-            self._file.truncate(0)
-            self._append({"settings": settings})
-            return
-        self._require_same(entries[0], settings)
-        self._file.truncate(len(whole))
-        for record in entries[1:]:
-            self.finished.setdefault((record.task, record.trial), record)
+        robots = {robot for robot, _, _ in self.finished}  # settings without a trial bind nobody
+        for robot in settings:
+            if robot in robots:
+                self._require_same(_without_robot_option(settings[robot]), robot)
+        self._file.truncate(len(whole) if robots else 0)
+        return robots
 
-    def _require_same(self, there: dict[str, Any], here: dict[str, Any]) -> None:
+    def _record(self, entry: dict[str, Any], only_robot: str) -> TrialRecord:
+        """A line's; in those from before an evaluation had several robots it does not stand, nor does the strip."""
+        if "robot" in entry:
+            return TrialRecord(**entry)
+        strip = f"strips/{entry['task']}-{entry['trial']}.png"
+        return TrialRecord(**entry, strip=strip if (self.folder / strip).is_file() else None, robot=only_robot)
+
+    def _require_same(self, there: dict[str, Any], robot: str) -> None:
+        """Raises ValueError unless `there` are the settings of `robot` here."""
+        here = self._settings.get(robot)
+        if here is None:
+            any_other = next(iter(self._settings.values()))
+            here = {**any_other, **{name: there[name] for name in ROBOT_SETTINGS if name in there}}
         for name in {**there, **here}:
             old, new = there.get(name), here.get(name)
             if old != new:
@@ -175,6 +195,11 @@ class TrialRecords:
                     f"--output-dir {self.folder} has finished trials of another {name.replace('_', ' ')}{told}: go on "
                     "with the same settings, or choose another folder"
                 )
+        if robot not in self._settings:
+            raise ValueError(
+                f"--output-dir {self.folder} has finished trials of the arm {robot!r}: name it in --arm too, or choose "
+                "another folder"
+            )
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         line = (json.dumps(entry) + "\n").encode()
@@ -183,4 +208,12 @@ class TrialRecords:
         os.fsync(self._file.fileno())
 
 
-__all__ = ["TrialRecord", "TrialRecords"]
+def _without_robot_option(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they are told now: the robot by its name, and not among the environment's options too."""
+    options = settings.get("environment_options")
+    if "robot" not in settings or not options:
+        return settings
+    return {**settings, "environment_options": {name: value for name, value in options.items() if name != "robot"}}
+
+
+__all__ = ["ROBOT_SETTINGS", "TrialRecord", "TrialRecords"]

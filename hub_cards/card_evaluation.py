@@ -16,6 +16,7 @@ from .privacy import scrub
 
 # What a card says of a report's settings.
 PROTOCOL = ("embodiment", "seed", "max_episode_steps", "execute_steps", "action_limits")
+BY_ROBOT = ("embodiment", "action_limits")  # of these, what each of several robots has
 
 OWN_BODY = "'s own"  # what a report ends its `embodiment` with when none was asked for
 
@@ -24,6 +25,8 @@ def read_evaluation(
     report: str | Path, checkpoints: Sequence[str | Path] = (), embodiments: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The `evaluation` of `create_card` from the `report.json` of `priorvla evaluate`, or the folder that it is in.
+
+    Of several robots each has its own row of every task.
 
     Args:
         checkpoints: what the evaluated one may be called: Hub ids and folders, whose last component counts. None: any.
@@ -46,12 +49,20 @@ def read_evaluation(
     told, names = Path(content.get("checkpoint") or "").name, {Path(place).name for place in checkpoints}
     if told and names and told not in names:
         raise ValueError(f"{file} is an evaluation of {told}, not of {Path(checkpoints[0]).name}: name that one's")
-    body = content.get("embodiment")
-    if body and embodiments and body not in embodiments and not body.endswith(OWN_BODY):
-        raise ValueError(f"{file} is an evaluation of {body}, a body that is not among {', '.join(embodiments)}")
+    robots = content.get("robots") or {"": content}  # older reports are of one, and say there how it was driven
+    for robot in robots.values():
+        body = robot.get("embodiment")
+        if body and embodiments and body not in embodiments and not body.endswith(OWN_BODY):
+            raise ValueError(f"{file} is an evaluation of {body}, a body that is not among {', '.join(embodiments)}")
+    if len(robots) == 1:
+        content = {**content, **next(iter(robots.values()))}
+        rows = content["tasks"]
+    else:
+        content |= {name: {robot: own.get(name) for robot, own in robots.items()} for name in BY_ROBOT}
+        rows = {f"{task} ({robot})": own["tasks"][task] for task in content["tasks"] for robot, own in robots.items()}
     return {
         "environment": content.get("environment"),
-        "tasks": {task: {key: row[key] for key in ("successes", "trials")} for task, row in content["tasks"].items()},
+        "tasks": {task: {key: row[key] for key in ("successes", "trials")} for task, row in rows.items()},
         **{name: content[name] for name in PROTOCOL if content.get(name) is not None},
     }
 

@@ -173,6 +173,9 @@ def test_a_wrong_argument_is_found_without_loading_any_deep_learning(arguments, 
     assert message in done.stderr
 
 
+ON_ARMS = ["evaluate", "a/x", "--env", "libero", "--suite", "libero_goal", "--output-dir", "x", "--arm", "iiwa"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -192,6 +195,18 @@ def test_a_wrong_argument_is_found_without_loading_any_deep_learning(arguments, 
             "nowhere.yaml does not exist: name a YAML or JSON file with limits of actions",
         ),
         (["evaluate", "a/x", "--open-loop", "a/y", "--output-dir", "x", "--compile"], "--compile means nothing with"),
+        (
+            ["evaluate", "a/x", "--open-loop", "a/y", "--output-dir", "x", "--embodiment", "left", "right"],
+            "--embodiment left right: a dataset is of one robot, name one",
+        ),
+        (
+            [*ON_ARMS, "ur5e", "--embodiment", "mine"],
+            "--embodiment names 1 (mine) for 2 of --arm: name one for each, in their order",
+        ),
+        (
+            [*ON_ARMS, "iiwa"],
+            "--arm: 'iiwa' is named twice",
+        ),
         (["collect", "--output-dir", "x", "--tasks", "reach", "--env", "matrix"], "no simulator 'matrix'"),
         (["train", "--dataset", "a/x", "--output-dir", "x", "--control"], "name that prior with --prior"),
         (["pretrain", "--dataset", "x", "--output-dir", "x", "--max-steps", "0"], "--max-steps 0 must be at least 1"),

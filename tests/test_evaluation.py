@@ -178,8 +178,10 @@ def test_of_several_bodies_the_simulators_is_driven_unless_another_name_is_given
     options = {"trials": 1, "max_episode_steps": 3, "films": 0, "backbone": str(tiny_backbone)}
     for name in (None, "my_arm"):
         folder = tmp_path / f"report-{name}"
-        evaluate_checkpoint(str(checkpoint), "metaworld", [TASK], output_dir=folder, embodiment=name, **options)
-        assert json.loads((folder / "report.json").read_text())["embodiment"] == (name or "metaworld's own")
+        options |= {"embodiments": name and [name], "output_dir": folder}
+        evaluate_checkpoint(str(checkpoint), "metaworld", [TASK], **options)
+        robots = json.loads((folder / "report.json").read_text())["robots"]
+        assert robots["metaworld_sawyer"]["embodiment"] == (name or "metaworld's own")
 
 
 def test_unknown_tasks_and_simulators_are_refused():
@@ -203,10 +205,11 @@ def test_films_are_saved_under_task_trial_and_outcome(expert, chance, tmp_path):
 def test_a_checkpoints_report_is_for_programs_and_for_people(save_policy, tiny_backbone, tmp_path):
     checkpoint = save_policy(tmp_path / "policy", [BODY])
     options = {"env": "metaworld", "tasks": [TASK], "trials": 1, "output_dir": tmp_path / "report"}
-    result = evaluate_checkpoint(str(checkpoint), **options, max_episode_steps=8, backbone=str(tiny_backbone))
+    results = evaluate_checkpoint(str(checkpoint), **options, max_episode_steps=8, backbone=str(tiny_backbone))
+    result = results["metaworld_sawyer"]
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     successes, trials = result.count()
-    for entry in (report["tasks"][TASK], report["overall"]):
+    for entry in (report["tasks"][TASK], report["overall"], report["robots"]["metaworld_sawyer"]["overall"]):
         assert (entry["successes"], entry["trials"]) == (successes, trials) == (successes, 1)
         low, high = entry["interval"]
         assert 0 <= low < high <= 1

@@ -1,4 +1,4 @@
-"""LIBERO's suites and LIBERO-PRO's splits by `priorvla evaluate`: from recorded starts, by suite, with another arm."""
+"""LIBERO's suites and LIBERO-PRO's splits by `priorvla evaluate`: from recorded starts, by suite and arm."""
 
 from __future__ import annotations
 
@@ -19,26 +19,43 @@ SWAP, TASK = f"libero_object_swap/{NAME}", f"libero_object_task/{NAME}"
 
 @pytest.fixture
 def checkpoint(save_policy, tmp_path):
-    body = libero_embodiment("ur5e", "eef").with_statistics(np.eye(2, 8), np.eye(2, 7))
-    return save_policy(tmp_path / "policy", [body], num_cameras=2)
+    bodies = [libero_embodiment(arm, "eef").with_statistics(np.eye(2, 8), np.eye(2, 7)) for arm in ("ur5e", "panda")]
+    return save_policy(tmp_path / "policy", bodies, num_cameras=2)
 
 
-def test_splits_are_evaluated_together_and_counted_apart(checkpoint, tiny_backbone, tmp_path, capsys):
-    command = ["evaluate", str(checkpoint), "--env", "libero", "--arm", "ur5e", "--starts", "recorded", "--trials", "1"]
-    command += ["--image-size", "48", "--max-episode-steps", "3", "--backbone", str(tiny_backbone), "--workers", "1"]
+def test_splits_and_arms_are_evaluated_together_and_counted_apart(checkpoint, tiny_backbone, tmp_path, capsys):
+    command = ["evaluate", str(checkpoint), "--env", "libero", "--starts", "recorded", "--trials", "1"]
+    command += ["--workers", "1", "--image-size", "48", "--max-episode-steps", "3", "--backbone", str(tiny_backbone)]
     command += ["--output-dir", str(tmp_path / "evaluation")]
-    assert main([*command, "--suite", SWAP]) == 0
-    assert main([*command, "--suite", SWAP, TASK]) == 0  # the first split's trial is not run again
+    assert main([*command, "--arm", "ur5e", "--suite", SWAP]) == 0
+    first = (tmp_path / "evaluation" / "trials.jsonl").read_bytes()
+    both = ["--arm", "panda", "ur5e", "--suite", SWAP, TASK]
+    assert main([*command, *both]) == 0
+    assert (tmp_path / "evaluation" / "trials.jsonl").read_bytes().startswith(first)  # and that trial is not run again
     report = json.loads((tmp_path / "evaluation" / "report.json").read_text())
-    assert report["robot"] == "libero_ur5e_eef"
-    assert report["environment_options"] == {"robot": "ur5e", "starts": "recorded", "image_size": 48}
-    assert {suite: counts["trials"] for suite, counts in report["suites"].items()} == {
-        "libero_object_swap": 1,
-        "libero_object_task": 1,
-    }
+    assert report["environment_options"] == {"starts": "recorded", "image_size": 48}
+    assert list(report["robots"]) == ["libero_panda_eef", "libero_ur5e_eef"]
+    for arm in report["robots"].values():
+        assert {suite: counts["trials"] for suite, counts in arm["suites"].items()} == {
+            "libero_object_swap": 1,
+            "libero_object_task": 1,
+        }
+    lines = [json.loads(line) for line in (tmp_path / "evaluation" / "trials.jsonl").read_text().splitlines()]
+    trials = [(line["robot"], line["task"], line["trial"]) for line in lines if "settings" not in line]
+    assert len(trials) == len({*trials}) == report["overall"]["trials"] == 4
     page = (tmp_path / "evaluation" / "report.html").read_text()
-    assert page.count("<video") == 2 and page.count("no success in 3 steps") == 2
+    assert page.count("<video") == 4 and page.count("no success in 3 steps") == 4
+    assert "libero_panda_eef, trial 0: no success" in page
     capsys.readouterr()
+    assert main([*command, "--arm", "panda", "--suite", SWAP, TASK]) == 2
+    assert "finished trials of the arm 'libero_ur5e_eef': name it in --arm too" in capsys.readouterr().err
     command[command.index("recorded")] = "drawn"
-    assert main([*command, "--suite", SWAP, TASK]) == 2
+    assert main([*command, *both]) == 2
     assert "another environment options" in capsys.readouterr().err
+
+
+def test_every_arm_needs_a_body_of_the_checkpoint_before_one_is_driven(checkpoint, tmp_path, capsys):
+    command = ["evaluate", str(checkpoint), "--env", "libero", "--suite", SWAP, "--output-dir", str(tmp_path / "x")]
+    assert main([*command, "--arm", "panda", "iiwa"]) == 2
+    assert "'libero_iiwa_eef'" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

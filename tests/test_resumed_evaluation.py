@@ -25,8 +25,8 @@ from priorvla.deployment.trial_records import TrialRecords
 
 whole = TrialRecords.add
 
-def add(records, episode):
-    whole(records, episode)
+def add(records, *given):
+    whole(records, *given)
     if len(records.finished) == 2:
         with open(records.folder / "trials.jsonl", "ab") as file:
             file.write(b'{"task": "re')
@@ -69,7 +69,7 @@ def test_an_evaluation_that_was_killed_goes_on_and_can_be_extended(command, tmp_
     assert (killed / "trials.jsonl").read_bytes().startswith(before[: before.rindex(b"\n") + 1])
     assert len(trials(killed)) == 6 and trials(killed) == trials(straight)
     assert counted(killed) == counted(straight)
-    films = [sorted(file.name for file in (folder / "films").iterdir()) for folder in (killed, straight)]
+    films = [sorted(file.name for file in (folder / "films").rglob("*.mp4")) for folder in (killed, straight)]
     assert films[0] == films[1] and len(films[0]) == 2
     page = (killed / "report.html").read_text()
     assert page.count("<video") == 2 and page.count("no success in 6 steps") == 2
@@ -104,7 +104,8 @@ def test_commands_are_kept_within_the_limits_of_a_file_and_the_report_tells_them
     low, high = np.min(sent, axis=0), np.max(sent, axis=0)
     assert low.min() == pytest.approx(-0.01) and high[1] == pytest.approx(0.02) and high[2] > 0.05
     report = json.loads((folder / "report.json").read_text())
-    assert report["action_limits"] == {"low": [-0.01] * 4, "high": [0.01, 0.02, None, 0.01]}
+    robot = report["robots"]["metaworld_sawyer"]
+    assert robot["action_limits"] == {"low": [-0.01] * 4, "high": [0.01, 0.02, None, 0.01]}
     assert "high 0.01, 0.02, –, 0.01" in (folder / "report.html").read_text()
     told = read_evaluation(folder, [tmp_path / "policy"])
     assert protocol(told)["action limits high"] == "0.01, 0.02, –, 0.01"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from priorvla.deployment.episodes import Episode
 from priorvla.deployment.evaluation import EvaluationResult, TaskResult
-from priorvla.deployment.evaluation_report import write_evaluation
+from priorvla.deployment.evaluation_report import summary, write_evaluation
 from priorvla.deployment.trial_records import TrialRecords
 
 SETTINGS = {"weights": "abc", "environment": "metaworld", "seed": 0, "execute_steps": None}
@@ -73,7 +73,7 @@ def test_a_trial_that_is_written_twice_counts_once(tmp_path):
     assert outcomes(tmp_path) == {("reach", 0): False, ("reach", 1): True}
     with TrialRecords(tmp_path, SETTINGS) as records:
         records.add(episode(0, success=True))
-        assert records.finished["reach", 0].success is False
+        assert records.finished["", "reach", 0].success is False
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_two_processes_cannot_write_into_one_folder(tmp_path):
 def test_films_are_named_in_their_records_and_the_first_failure_of_a_task_has_a_strip(tmp_path):
     suite = "libero_object/pick"
     with TrialRecords(tmp_path, SETTINGS) as records:
-        assert records.strip(suite) is None
+        assert records.first_failure(suite) is None
         records.add(episode(0, success=True, task=suite, film=FRAMES))
         records.add(episode(3, task=suite, strip=FRAMES))
         records.add(episode(1, task=suite, strip=FRAMES))
@@ -128,21 +128,22 @@ def test_films_are_named_in_their_records_and_the_first_failure_of_a_task_has_a_
     assert [line["film"] is not None for line in lines] == [True, False, False, False]
     assert (tmp_path / lines[0]["film"]).is_file() and "success" in lines[0]["film"]
     with TrialRecords(tmp_path, SETTINGS) as records:
-        trial, file = records.strip(suite)
-    assert trial == 1
-    with Image.open(file) as strip:
+        failure = records.first_failure(suite)
+    assert failure.trial == 1
+    with Image.open(tmp_path / failure.strip) as strip:
         assert strip.size == (6 * 144 + 5 * 4, 144)
 
 
 def test_a_report_over_several_suites_counts_each_by_its_robot_and_shows_why_a_task_failed(tmp_path):
     outcomes = {"libero_object/milk": [True, True], "libero_object/soup": [True, False], "libero_goal/stove": [False]}
     result = EvaluationResult({task: TaskResult(task, own) for task, own in outcomes.items()}, 1.0)
-    with TrialRecords(tmp_path, SETTINGS) as records:
+    settings = {**SETTINGS, "robot": "libero_iiwa_eef"}
+    with TrialRecords(tmp_path, settings) as records:
         for task, own in outcomes.items():
             for trial, success in enumerate(own):
                 strip = {} if success else {"strip": FRAMES}
-                records.add(episode(trial, success, task, **strip))
-        page = write_evaluation(result, {"robot": "libero_iiwa_eef"}, records).read_text()
+                records.add(episode(trial, success, task, **strip), "libero_iiwa_eef")
+        page = write_evaluation({"libero_iiwa_eef": result}, {"libero_iiwa_eef": settings}, records).read_text()
     report = json.loads((tmp_path / "report.json").read_text())
     assert {suite: (row["successes"], row["trials"]) for suite, row in report["suites"].items()} == {
         "libero_object": (3, 4),
@@ -150,4 +151,85 @@ def test_a_report_over_several_suites_counts_each_by_its_robot_and_shows_why_a_t
     }
     assert report["overall"]["successes"] == 3 and report["episode_time_s"] == 2.5
     assert "libero_iiwa_eef" in page and page.count("<svg") == 3  # suites, and the tasks of each
-    assert page.count("<img") == 2 and "libero_object/soup</strong>, trial 1" in page
+    assert page.count("<img") == 2 and "libero_object/soup</strong>, libero_iiwa_eef, trial 1" in page
+
+
+ARMS = {arm: {**SETTINGS, "environment_options": {"starts": "recorded"}, "robot": arm} for arm in ("panda", "ur5e")}
+
+
+def test_the_same_trial_of_two_arms_is_two_trials_and_an_arm_is_added_like_a_task(tmp_path):
+    with TrialRecords(tmp_path, ARMS["panda"]) as records:
+        records.add(episode(0, success=True), "panda")
+    with TrialRecords(tmp_path, *ARMS.values()) as records:
+        assert records.require(["reach"], 1, "panda") == {("reach", 0): True}
+        assert records.require(["reach"], 1, "ur5e") == {}
+        records.add(episode(0, film=FRAMES, strip=FRAMES), "ur5e")
+        records.add(episode(1, film=FRAMES, strip=FRAMES), "panda")
+    with TrialRecords(tmp_path, *reversed(ARMS.values())) as records:
+        assert records.require(["reach"], 2, "panda") == {("reach", 0): True, ("reach", 1): False}
+        assert records.require(["reach"], 2, "ur5e") == {("reach", 0): False}
+        failures = [records.first_failure("reach", arm) for arm in ARMS]
+    assert [(failure.robot, failure.trial) for failure in failures] == [("panda", 1), ("ur5e", 0)]
+    assert len({*(tmp_path / "strips").rglob("*.png")} & {tmp_path / failure.strip for failure in failures}) == 2
+
+
+def test_an_arm_cannot_be_left_out_and_none_of_them_may_have_other_settings(tmp_path):
+    with TrialRecords(tmp_path, *ARMS.values()) as records:
+        for arm in ARMS:
+            records.add(episode(0), arm)
+    with pytest.raises(ValueError, match="finished trials of the arm 'panda': name it in --arm too"):
+        TrialRecords(tmp_path, ARMS["ur5e"])
+    with pytest.raises(ValueError, match=r"another embodiment \(None there, 'mine' here\)"):
+        TrialRecords(tmp_path, ARMS["panda"], {**ARMS["ur5e"], "embodiment": "mine"})
+    with pytest.raises(ValueError, match="another environment "):
+        TrialRecords(tmp_path, {**ARMS["panda"], "robot": "sawyer", "environment": "tabletop"})
+
+
+def test_settings_that_somebody_has_removed_are_missed(tmp_path):
+    with TrialRecords(tmp_path, *ARMS.values()) as records:
+        for arm in ARMS:
+            records.add(episode(0), arm)
+    file = tmp_path / "trials.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*lines[:2], *lines[3:], lines[1]]))
+    with pytest.raises(ValueError, match="damaged in line 3"):
+        TrialRecords(tmp_path, *ARMS.values())
+
+
+def test_records_from_before_an_evaluation_had_several_arms_go_on_and_take_another_arm(tmp_path):
+    settings = {**ARMS["ur5e"], "environment_options": {"robot": "ur5e", "starts": "recorded"}}
+    trial = {"task": "reach", "trial": 0, "success": False, "steps": 10, "seconds": 0.5, "film": None}
+    (tmp_path / "strips").mkdir()
+    Image.fromarray(FRAMES[0]).save(tmp_path / "strips" / "reach-0.png")
+    (tmp_path / "trials.jsonl").write_text(f"{json.dumps({'settings': settings})}\n{json.dumps(trial)}\n")
+    for _ in range(2):
+        with TrialRecords(tmp_path, *ARMS.values()) as records:
+            assert records.require(["reach"], 1, "ur5e") == {("reach", 0): False}
+            assert records.first_failure("reach", "ur5e").strip == "strips/reach-0.png"
+            assert records.first_failure("reach", "panda") is None
+            records.add(episode(0, success=True), "panda")
+
+
+def test_a_report_over_two_arms_has_a_column_of_each_and_counts_both_together(tmp_path):
+    suites = ("libero_object", "libero_object_swap")
+    results = {arm: EvaluationResult({}, 1.0) for arm in ARMS}
+    with TrialRecords(tmp_path, *ARMS.values()) as records:
+        for arm, result in results.items():
+            for suite in suites:
+                own = TaskResult(f"{suite}/milk", [arm == "panda", False])
+                result.tasks[own.task] = own
+                for trial, success in enumerate(own.outcomes):
+                    strip = {} if success else {"strip": FRAMES}
+                    records.add(episode(trial, success, own.task, **strip), arm)
+        page = write_evaluation(results, ARMS, records).read_text()
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [report["robots"][arm]["suites"][suites[1]]["successes"] for arm in ARMS] == [1, 0]
+    assert report["suites"][suites[1]]["trials"] == 4 and report["overall"]["successes"] == 2
+    low, high = report["robots"]["panda"]["tasks"]["libero_object/milk"]["interval"]
+    assert (round(low, 2), round(high, 2)) == (0.09, 0.91)
+    for cell in ("1 / 2 (9% to 91%)", "0 / 2 (0% to 66%)"):
+        assert page.count(f">{cell}</td>") == 4  # of two suites and of two tasks
+    assert ">2 / 4 (15% to 85%)</td>" in page and ">0 / 4 (0% to 49%)</td>" in page
+    assert page.count("<img") == 4 and "ur5e, trial 0: no success in 10 steps" in page
+    assert summary(results)[-1].startswith("2 of 8 episodes succeeded")
+    assert summary(results)[:2] == ["panda: 2 / 4 (15% to 85%)", "ur5e: 0 / 4 (0% to 49%)"]
