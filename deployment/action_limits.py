@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..configuration.embodiment import Embodiment
+from .command_counts import CommandCounts
 from .jerk_limits import JerkLimiter, require_ruckig
 
 Limit = float | Sequence[float | None] | None
@@ -166,7 +167,7 @@ class ActionGuard:
             require_ruckig()
         self._limiter: JerkLimiter | None = None
         self._place: NDArray[np.float64] | None = None  # the last target; of displacements their sum
-        self.clamped = 0  # commands that were changed
+        self.counts = CommandCounts()
 
     @property
     def started(self) -> bool:
@@ -193,16 +194,22 @@ class ActionGuard:
         allowed = np.clip(wanted, self._limits["low"], self._limits["high"])
         target = np.where(self._delta, before + allowed, allowed)
         rate = self._limits["max_rate"] * self._seconds
-        place = np.where(np.isfinite(before), np.clip(target, before - rate, before + rate), target)
+        slowed = np.where(np.isfinite(before), np.clip(target, before - rate, before + rate), target)
+        place = slowed
         if self._smooth.any():
-            place = self._smoothed(place, target, before, still=allowed != wanted)
+            place = self._smoothed(slowed, target, before, still=allowed != wanted)
         command = self._within(place, before)
         with np.errstate(over="ignore"):
             sent = command.astype(np.float32)
         if not np.isfinite(sent).all():
             raise ValueError(f"action {wanted.tolist()} is beyond what a float32 holds: it is not sent")
         self._advance(np.where(self._delta, before + command, command), place)
-        self.clamped += not np.allclose(command, wanted, rtol=1e-6, atol=1e-9)
+        if _differ(command, wanted):
+            stages = [np.where(self._delta, stage - before, stage) for stage in (target, slowed, place)]
+            self.counts.clamped += 1
+            self.counts.by_range += _differ(allowed, wanted) or _differ(command, stages[2])
+            self.counts.by_rate += _differ(stages[1], stages[0])
+            self.counts.by_jerk += _differ(stages[2], stages[1])
         return sent
 
     def hold(self) -> NDArray[np.float32]:
@@ -210,9 +217,10 @@ class ActionGuard:
 
         Raises ValueError before the first command, when some dim is a target: nobody knows which.
         """
+        if self._place is None and not self._delta.all():
+            raise ValueError(f"{self.body.name!r} has had no command yet, so that there is none to hold")
+        self.counts.held += 1
         if self._place is None:
-            if not self._delta.all():
-                raise ValueError(f"{self.body.name!r} has had no command yet, so that there is none to hold")
             return np.zeros(self.body.action_dim, dtype=np.float32)
         before, place = self._place, self._place.copy()
         if self._limiter is not None:
@@ -263,6 +271,10 @@ class ActionGuard:
         moved = place.copy()
         moved[smooth] = self._limiter.move(target[smooth], still[smooth])
         return moved
+
+
+def _differ(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    return not np.allclose(one, other, rtol=1e-6, atol=1e-9)
 
 
 def _listed(limit: Limit) -> Sequence[float | None]:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..configuration.embodiment import Embodiment
+from .command_counts import CommandCounts
 from .policy import Policy
 from .worker_processes import LastEnvironment, worker_pool
 
@@ -52,7 +53,10 @@ class TrialBlock:
 
 @dataclass
 class Episode:
-    """One trial that is over: `steps` and `seconds` it took, and frames (T, h, w, 3) of it where they were wanted."""
+    """One trial that is over: `steps` and `seconds` it took, and frames (T, h, w, 3) of it where they were wanted.
+
+    `commands` says what limits did to them, where the policy tells.
+    """
 
     task: str
     trial: int
@@ -61,6 +65,7 @@ class Episode:
     seconds: float
     film: NDArray[np.uint8] | None = None
     strip: NDArray[np.uint8] | None = None
+    commands: CommandCounts | None = None
 
 
 def trial_blocks(
@@ -148,9 +153,7 @@ class EpisodeRunner:
         robot = getattr(environment.unwrapped, "embodiment", None)
         if robot is not None:
             require_same_robot(self._policy.embodiment, robot, str(block.environment), block.embodiment)
-        started = time.perf_counter()
-        success, steps, film, strip = _run_episode(self._policy, environment, block, trial)
-        return Episode(block.task, trial, success, steps, time.perf_counter() - started, film, strip)
+        return _run_episode(self._policy, environment, block, trial)
 
     def close(self) -> None:
         self._environments.close()
@@ -175,10 +178,8 @@ def require_same_robot(body: Embodiment, robot: Embodiment, environment: str, em
             )
 
 
-def _run_episode(
-    policy: Policy, environment: Any, block: TrialBlock, trial: int
-) -> tuple[bool, int, NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
-    """Success, steps, film and strip of one trial."""
+def _run_episode(policy: Policy, environment: Any, block: TrialBlock, trial: int) -> Episode:
+    started = time.perf_counter()
     start_seed = block.seed * 100_003 + trial
     observation, info = environment.reset(seed=start_seed)
     session = policy.new_session(start_seed)
@@ -198,16 +199,17 @@ def _run_episode(
         step += 1
     if not info.keys() & set(SUCCESS):
         raise ValueError(f"{block.task!r}: the infos of this environment have no {' or '.join(SUCCESS)}: say it there")
-    if not frames:
-        return success, step, None, None
-    frames.append(environment.render())
-    film = np.stack(frames) if trial < block.films else None
-    strip = None
-    if block.strips and not success:
-        strip = np.stack(
-            [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, STRIP_FRAMES).round().astype(int))]
-        )
-    return success, step, film, strip
+    film, strip = None, None
+    if frames:
+        frames.append(environment.render())
+        if trial < block.films:
+            film = np.stack(frames)
+        if block.strips and not success:
+            chosen = np.unique(np.linspace(0, len(frames) - 1, STRIP_FRAMES).round().astype(int))
+            strip = np.stack([frames[i] for i in chosen])
+    counted = getattr(policy, "command_counts", None)
+    commands = None if counted is None else counted(session)
+    return Episode(block.task, trial, success, step, time.perf_counter() - started, film, strip, commands)
 
 
 def _steps_shown(environment: Any, block: TrialBlock, trial: int) -> Callable[[int], bool]:

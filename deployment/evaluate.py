@@ -126,7 +126,7 @@ def evaluate_checkpoint(
                 robot=robot.name,
             )
         page = write_evaluation(results, settings, records, scrub(checkpoint))
-    print("\n".join(summary(results)))
+    print("\n".join(summary(results, settings, records)))
     print(f"Report: {page}", file=sys.stderr)
     return results
 

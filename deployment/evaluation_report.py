@@ -14,25 +14,30 @@ from ..hub_cards.report import Report
 from ..hub_cards.versions import installed_versions
 from .evaluation import EvaluationResult, pooled
 from .evaluation_arguments import REPORT_FILE
+from .evaluation_commands import command_lines, commands_of, show_commands
 from .trial_records import ROBOT_SETTINGS, TrialRecords
 
 SHOWN_FILMS, SHOWN_STRIPS = 24, 60  # a page of more is too large to open; all lie beside it
 
 Results = Mapping[str, EvaluationResult]  # by robot
+Settings = Mapping[str, Mapping[str, Any]]  # likewise
 
 
-def write_evaluation(
-    results: Results, settings: Mapping[str, Mapping[str, Any]], records: TrialRecords, checkpoint: str = ""
-) -> Path:
+def write_evaluation(results: Results, settings: Settings, records: TrialRecords, checkpoint: str = "") -> Path:
     """Writes both reports into the records' folder and returns the page's path.
 
-    `settings`, by robot as the results, go into both, and so does the `checkpoint`'s name. Pictures and films are those
-    of `records`; of a robot's task one film is on the page.
+    `settings` go into both, and so does the `checkpoint`'s name. Pictures and films are those
+    of `records`; of a robot's task one film is on the page. Where a robot has limits, what they did is said.
     """
     every = next(iter(settings.values()))
     common = {"checkpoint": checkpoint, **{name: every[name] for name in every if name not in ROBOT_SETTINGS}}
+    commands = _limited_commands(results, settings, records)
     robots = {
-        robot: {**{name: own[name] for name in ROBOT_SETTINGS[1:] if name in own}, **results[robot].counts()}
+        robot: {
+            **{name: own[name] for name in ROBOT_SETTINGS[1:] if name in own},
+            **results[robot].counts(),
+            **({"commands": commands[robot]} if robot in commands else {}),
+        }
         for robot, own in settings.items()
     }
     content = {
@@ -47,20 +52,29 @@ def write_evaluation(
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, records.folder / REPORT_FILE)
     page = _page(results, records)
+    if commands:
+        show_commands(page, commands)
     page.section("Settings")
     page.facts({**common, "robots": list(results), **_by_robot(settings), **installed_versions()})
     return page.write(records.folder / "report.html")
 
 
-def summary(results: Results) -> list[str]:
-    """What the terminal says: how many episodes succeeded, of each robot and of several together."""
+def summary(results: Results, settings: Settings, records: TrialRecords) -> list[str]:
+    """What the terminal says: episodes that succeeded, of each robot and of all, and what limits did to commands."""
     told = [f"{robot}: {_told(result.count())}" for robot, result in results.items()] if len(results) > 1 else []
     successes, trials = pooled(results.values()).count()
     low, high = wilson_interval(successes, trials)
-    return [*told, f"{successes} of {trials} episodes succeeded (95 % interval {low:.0%} to {high:.0%})"]
+    told.append(f"{successes} of {trials} episodes succeeded (95 % interval {low:.0%} to {high:.0%})")
+    return told + command_lines(_limited_commands(results, settings, records))
 
 
-def _by_robot(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _limited_commands(results: Results, settings: Settings, records: TrialRecords) -> dict[str, dict[str, Any]]:
+    """`commands_of` each robot that has limits."""
+    limited = [robot for robot, own in settings.items() if own.get("action_limits") is not None]
+    return {robot: commands_of(results[robot], robot, records) for robot in limited}
+
+
+def _by_robot(settings: Settings) -> dict[str, Any]:
     """What robots may differ in: of one as it is, of several by robot."""
     told = {name: {robot: own.get(name) for robot, own in settings.items()} for name in ROBOT_SETTINGS[1:]}
     return told if len(settings) > 1 else {name: next(iter(own.values())) for name, own in told.items()}

@@ -22,6 +22,7 @@ from ..modeling_priorvla.backbone import LanguageFeatures
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from .action_limits import ActionGuard, ActionLimits
+from .command_counts import CommandCounts
 from .compilation import compile_expert
 
 WARM_UPS = 4
@@ -44,7 +45,10 @@ class PolicySession:
 
 
 class Policy(Protocol):
-    """What an evaluation needs: sessions, and one action for each."""
+    """What an evaluation needs: sessions, and one action for each.
+
+    One whose commands are kept within limits may have `command_counts(session) -> CommandCounts`, too.
+    """
 
     embodiment: Embodiment
 
@@ -190,6 +194,10 @@ class PriorVLAPolicy:
             actions.append(session.guard.apply(session.queue.popleft(), observation["state"]))
             self.remember(session, observation, actions[-1])
         return np.stack(actions)
+
+    def command_counts(self, session: PolicySession) -> CommandCounts:
+        """What limits have done to the session's commands."""
+        return session.guard.counts
 
     def _next(self, session: PolicySession, chunk: NDArray[np.float32]) -> NDArray[np.float32]:
         """The actions to execute before the next prediction."""

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers.utils import logging
 
+from .command_counts import CommandCounts
 from .policy import Observation, PolicySession, PriorVLAPolicy
 
 logger = logging.get_logger(__name__)
@@ -153,6 +154,11 @@ class RealTimePolicy:
         """Control steps that a prediction is expected to take."""
         longest = sorted(self._delays, reverse=True)
         return longest[1] if len(longest) > 2 else longest[0]
+
+    @property
+    def command_counts(self) -> CommandCounts:
+        """What limits have done to the episode's commands, and how many held the robot."""
+        return self._session.guard.counts
 
     def act(self, observation: Observation) -> NDArray[np.float32]:
         """The action (D_robot,) of this control step, in raw units; only an episode's first call waits for a chunk.

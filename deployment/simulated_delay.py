@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .command_counts import CommandCounts
 from .policy import Observation, PriorVLAPolicy
 from .realtime import RealTimePolicy
 
@@ -86,6 +87,10 @@ class DelayedPolicy:
             actions.append(session.robot.act(observation))
             session.executor.tick()
         return np.stack(actions)
+
+    def command_counts(self, session: DelayedSession) -> CommandCounts:
+        """What limits have done to the session's commands, and how many held the robot."""
+        return session.robot.command_counts
 
 
 __all__ = ["DelayedExecutor", "DelayedPolicy", "DelayedSession"]

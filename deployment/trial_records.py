@@ -34,7 +34,10 @@ ROBOT_SETTINGS = ("robot", "embodiment", "action_limits")  # those that robots o
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A finished trial: `steps` and `seconds` that it took, its film and its strip, paths from the records' folder."""
+    """A finished trial: `steps` and `seconds` that it took, its film and its strip, paths from the records' folder.
+
+    `commands` are the `CommandCounts` where the policy told them.
+    """
 
     task: str
     trial: int
@@ -44,6 +47,7 @@ class TrialRecord:
     film: str | None = None
     strip: str | None = None
     robot: str = ""
+    commands: dict[str, int] | None = None
 
 
 class TrialRecords:
@@ -117,7 +121,10 @@ class TrialRecords:
             Image.fromarray(film_strip(np.asarray(episode.strip))).save(file)
             strip = self._from_here(file)
         seconds = round(episode.seconds, 3)
-        record = TrialRecord(episode.task, episode.trial, episode.success, episode.steps, seconds, film, strip, robot)
+        commands = None if episode.commands is None else asdict(episode.commands)
+        record = TrialRecord(
+            episode.task, episode.trial, episode.success, episode.steps, seconds, film, strip, robot, commands
+        )
         if robot not in self._told:
             self._append({"settings": self._settings[robot]})
             self._told.add(robot)

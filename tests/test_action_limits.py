@@ -25,13 +25,13 @@ def test_without_limits_commands_pass_as_they_are():
     commands = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
     guard = ActionGuard(None, arm())
     np.testing.assert_array_equal(sent(guard, commands), commands)
-    assert guard.clamped == 0
+    assert guard.counts.clamped == 0
 
 
 def test_a_command_out_of_range_is_sent_as_the_nearest_within():
     guard = ActionGuard(ActionLimits(low=[-1, None], high=0.5), arm())
     np.testing.assert_allclose(sent(guard, [[2, 2], [-3, -3], [0, 0]]), [[0.5, 0.5], [-1, -3], [0, 0]])
-    assert guard.clamped == 2
+    assert guard.counts.clamped == 2
 
 
 def test_a_target_moves_no_faster_than_the_rate_allows_and_arrives():
@@ -83,6 +83,26 @@ def test_where_limits_cannot_be_kept_at_once_the_workspace_wins():
     assert out.max() <= 1 and out[-1] == pytest.approx([0.5, 1], abs=1e-2)
 
 
+@pytest.mark.parametrize("kinds", [("absolute", "absolute"), ("delta", "delta")])
+def test_commands_are_counted_by_the_limit_that_changed_them_and_those_that_hold_apart(kinds):
+    def counted(limits: ActionLimits, *commands) -> tuple[int, ...]:
+        guard = ActionGuard(limits, arm(kinds))
+        sent(guard, [[0, 0], *commands])
+        counts = guard.counts
+        return counts.clamped, counts.by_range, counts.by_rate, counts.by_jerk, counts.held
+
+    all_of_them = ActionLimits(high=1.0, max_rate=2.0, max_jerk=[500.0, None])
+    assert counted(all_of_them, [0, 0], [0, 0]) == (0, 0, 0, 0, 0)
+    assert counted(ActionLimits(high=1.0), [0.5, 0.5], [1.5, 0]) == (1, 1, 0, 0, 0)
+    assert counted(ActionLimits(max_rate=2.0), [0.05, 0.1], [0, 0.5], [-1, 0]) == (2, 0, 2, 0, 0)
+    assert counted(ActionLimits(max_jerk=[50.0, None]), [0.05, 0.1]) == (1, 0, 0, 1, 0)
+    assert counted(all_of_them, [1.5, 0]) == (1, 1, 1, 1, 0)
+    guard = ActionGuard(all_of_them, arm(kinds))
+    guard.apply([0, 0])
+    guard.hold()
+    assert (guard.counts.held, guard.counts.clamped) == (1, 0)
+
+
 def test_what_a_float32_cannot_hold_is_not_sent():
     with pytest.raises(ValueError, match="beyond what a float32 holds"):
         ActionGuard(None, arm()).apply([1e39, 0])
@@ -107,7 +127,7 @@ def test_to_hold_is_to_stay_at_the_last_target_and_to_make_no_displacement():
     guard.apply([0.3, 0.2, -1.0])
     np.testing.assert_allclose(guard.hold(), [0.3, 0.0, -1.0])
     np.testing.assert_allclose(guard.hold(), [0.3, 0.0, -1.0])
-    assert guard.clamped == 0
+    assert guard.counts.clamped == 0
 
 
 @pytest.mark.parametrize("kinds", [("absolute", "absolute"), ("delta", "delta")])

@@ -118,7 +118,7 @@ def test_the_robot_is_held_when_nothing_is_left_and_goes_on_when_a_chunk_is_ther
     executor = DelayedExecutor(9)
     robot = RealTimePolicy(make_policy(), executor=executor)
     actions = run(robot, executor, 30)
-    assert robot.statistics.held > 0
+    assert robot.command_counts.held == robot.statistics.held > 0
     np.testing.assert_array_equal(actions[6], actions[5])  # an absolute target is repeated
     assert robot.statistics.predictions == 3
     np.testing.assert_array_equal(actions[6:11], actions[[5] * 5])  # asked for in step 2, there in step 11

@@ -92,7 +92,9 @@ def test_an_evaluation_that_was_killed_goes_on_and_can_be_extended(command, tmp_
     assert "another weights" in capsys.readouterr().err
 
 
-def test_commands_are_kept_within_the_limits_of_a_file_and_the_report_tells_them(command, tmp_path, monkeypatch):
+def test_commands_are_kept_within_the_limits_of_a_file_and_the_report_tells_them(
+    command, tmp_path, monkeypatch, capsys
+):
     sent = []
     monkeypatch.setattr(
         MetaWorldEnv, "step", lambda env, action, own=MetaWorldEnv.step: sent.append(action) or own(env, action)
@@ -101,11 +103,16 @@ def test_commands_are_kept_within_the_limits_of_a_file_and_the_report_tells_them
     limits, folder = tmp_path / "limits.yaml", tmp_path / "limited"
     limits.write_text("metaworld_sawyer: {low: -0.01, high: [0.01, 0.02, null, 0.01]}\nother: {high: 1}\n")
     assert main([*command, "--action-limits", str(limits), "--output-dir", str(folder)]) == 0
+    told = capsys.readouterr().out
     low, high = np.min(sent, axis=0), np.max(sent, axis=0)
     assert low.min() == pytest.approx(-0.01) and high[1] == pytest.approx(0.02) and high[2] > 0.05
     report = json.loads((folder / "report.json").read_text())
     robot = report["robots"]["metaworld_sawyer"]
     assert robot["action_limits"] == {"low": [-0.01] * 4, "high": [0.01, 0.02, None, 0.01]}
+    counts = {"commands": 36, "clamped": 36, "by_range": 36, "by_rate": 0, "by_jerk": 0, "held": 0, "uncounted": 0}
+    assert robot["commands"] == {"suites": {}, "overall": counts}
+    assert "36 of 36 commands clamped (range 36, rate 0, jerk 0), 0 held" in told
+    assert "36 (100.0%)" in (folder / "report.html").read_text()
     assert "high 0.01, 0.02, –, 0.01" in (folder / "report.html").read_text()
     told = read_evaluation(folder, [tmp_path / "policy"])
     assert protocol(told)["action limits high"] == "0.01, 0.02, –, 0.01"
