@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -147,7 +147,8 @@ class EpisodeRunner:
     def run(self, block: TrialBlock, trial: int) -> Episode:
         """Trial number `trial` of the block's task.
 
-        Raises ValueError on a policy of another robot, or infos that do not say whether an episode succeeded.
+        Raises ValueError on a policy of another robot or with a camera that is not there, or infos that do not say
+        whether an episode succeeded.
         """
         environment = self._environments.get(block.environment, block.task, block.options)
         robot = getattr(environment.unwrapped, "embodiment", None)
@@ -162,7 +163,8 @@ class EpisodeRunner:
 def require_same_robot(body: Embodiment, robot: Embodiment, environment: str, embodiment: str | None) -> None:
     """Raises ValueError unless `body`, which a policy drives, is the `robot` of `environment`, or said to be it.
 
-    `embodiment` is the name that the policy has for that robot; None: the same.
+    `embodiment` is the name that the policy has for that robot; None: the same. The policy may do without some of the
+    robot's cameras.
     """
     if body.name != (embodiment or robot.name):
         raise ValueError(
@@ -176,12 +178,24 @@ def require_same_robot(body: Embodiment, robot: Embodiment, environment: str, em
                 f"{body.name!r} has {len(own)} {part} dims ({', '.join(own)}), {robot.name!r} of {environment} "
                 f"{len(here)} ({', '.join(here)}): it is another robot"
             )
+    _require_cameras(body, robot.cameras, environment)
+
+
+def _require_cameras(body: Embodiment, there: Sequence[str], environment: str) -> None:
+    if set(body.cameras) - set(there):
+        raise ValueError(
+            f"the policy sees {body.name!r} by the cameras {', '.join(body.cameras)}, {environment} has "
+            f"{', '.join(there) or 'none'}: evaluate a policy that was trained on some of these, or name the pictures "
+            "of an environment of your own as the policy does"
+        )
 
 
 def _run_episode(policy: Policy, environment: Any, block: TrialBlock, trial: int) -> Episode:
     started = time.perf_counter()
     start_seed = block.seed * 100_003 + trial
     observation, info = environment.reset(seed=start_seed)
+    if getattr(environment.unwrapped, "embodiment", None) is None:
+        _require_cameras(policy.embodiment, list(observation["images"]), "the environment")
     session = policy.new_session(start_seed)
     instruction = getattr(environment.unwrapped, "instruction", block.task)
     shown = _steps_shown(environment, block, trial)
@@ -190,10 +204,8 @@ def _run_episode(policy: Policy, environment: Any, block: TrialBlock, trial: int
     while not (success or terminated or truncated):
         if shown(step):
             frames.append(environment.render())
-        seen = {**observation, "instruction": instruction}
-        if block.blank_images:
-            seen["images"] = BlankImages(observation["images"])
-        action = policy.act([session], [seen])[0]
+        images = SeenImages(observation["images"], policy.embodiment.cameras, block.blank_images)
+        action = policy.act([session], [{**observation, "images": images, "instruction": instruction}])[0]
         observation, _, terminated, truncated, info = environment.step(action)
         success = any(bool(info.get(key)) for key in SUCCESS)
         step += 1
@@ -227,20 +239,26 @@ def _steps_shown(environment: Any, block: TrialBlock, trial: int) -> Callable[[i
     return lambda step: step % every == 0
 
 
-class BlankImages(Mapping[str, NDArray[np.uint8]]):
-    """The same cameras, every picture black."""
+class SeenImages(Mapping[str, NDArray[np.uint8]]):
+    """Of an environment's pictures those of a policy's `cameras`; another is never asked for, and so never drawn.
 
-    def __init__(self, images: Mapping[str, NDArray[np.uint8]]) -> None:
-        self._images = images
+    With `blank` every picture is black.
+    """
+
+    def __init__(self, images: Mapping[str, NDArray[np.uint8]], cameras: Sequence[str], blank: bool = False) -> None:
+        self._images, self._blank = images, blank
+        self._cameras = [camera for camera in images if camera in cameras]
 
     def __getitem__(self, camera: str) -> NDArray[np.uint8]:
-        return np.zeros_like(self._images[camera])
+        if camera not in self._cameras:
+            raise KeyError(camera)
+        return np.zeros_like(self._images[camera]) if self._blank else self._images[camera]
 
-    def __iter__(self) -> Any:
-        return iter(self._images)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cameras)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._cameras)
 
 
-__all__ = ["BlankImages", "Episode", "EpisodeRunner", "TrialBlock", "require_same_robot", "run_blocks", "trial_blocks"]
+__all__ = ["Episode", "EpisodeRunner", "SeenImages", "TrialBlock", "require_same_robot", "run_blocks", "trial_blocks"]

@@ -112,7 +112,8 @@ def evaluate_policy(
         environment: a simulator's name, or a function that is called with a task and makes a Gymnasium environment of
             your own (pickled when `num_workers` > 1). Its observations have `state` (S,) and `images` {camera: (h, w,
             3) uint8}, its infos `success` or `is_success`, it ends its episodes, and it may have an `instruction`; else
-            the policy is told the task. It renders when films are asked for.
+            the policy is told the task. It renders when films are asked for. Pictures of cameras that the policy does
+            not have are never looked at.
         trials: episodes a task. Trial i of a task starts from a seed that depends on `seed` and i alone, so that every
             policy meets the same starts.
         num_workers: processes of one thread each; 1 runs here, with torch's threads. Results do not depend on it but
@@ -128,8 +129,8 @@ def evaluate_policy(
 
     Raises:
         ValueError: no task, an unknown task or simulator, a task named twice, `trials` below 1, or a policy of another
-            embodiment than the environment's: another name, or other action or state dims; or infos that do not say
-            whether an episode succeeded.
+            embodiment than the environment's: another name, other action or state dims, or a camera that is not there;
+            or infos that do not say whether an episode succeeded.
     """
     if isinstance(environment, str):
         require_tasks(environment, tasks)

