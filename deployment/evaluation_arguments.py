@@ -62,10 +62,11 @@ def check_evaluation(
 
 
 def _require_one_body_an_arm(robots: Sequence[str] | None, embodiments: Sequence[str] | None) -> None:
-    for robot in robots or ():
-        if list(robots or ()).count(robot) > 1:
+    named = list(robots or ())
+    for robot in named:
+        if named.count(robot) > 1:
             raise ValueError(f"--arm: {robot!r} is named twice: once is enough")
-    arms = 1 if robots is None else len(robots)
+    arms = len(named) or 1
     if embodiments is not None and len(embodiments) != arms:
         raise ValueError(
             f"--embodiment names {len(embodiments)} ({', '.join(embodiments)}) for {arms} of --arm: name one for each, "

@@ -48,9 +48,9 @@ def show_commands(page: Report, commands: Mapping[str, Mapping[str, Any]]) -> No
 
 def _rows(commands: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, str, Mapping[str, int]]]:
     """Suite, robot and counts; where there are no suites, of all tasks."""
-    for robot, own in commands.items():
-        for suite, counts in (own["suites"] or {"all tasks": own["overall"]}).items():
-            yield suite, robot, counts
+    by_robot = {robot: own["suites"] or {"all tasks": own["overall"]} for robot, own in commands.items()}
+    for suite in dict.fromkeys(suite for own in by_robot.values() for suite in own):
+        yield from ((suite, robot, own[suite]) for robot, own in by_robot.items())
 
 
 def _summed(records: Sequence[TrialRecord]) -> dict[str, int]:

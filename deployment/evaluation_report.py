@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ Settings = Mapping[str, Mapping[str, Any]]  # likewise
 def write_evaluation(results: Results, settings: Settings, records: TrialRecords, checkpoint: str = "") -> Path:
     """Writes both reports into the records' folder and returns the page's path.
 
-    `settings` go into both, and so does the `checkpoint`'s name. Pictures and films are those
-    of `records`; of a robot's task one film is on the page. Where a robot has limits, what they did is said.
+    `settings` go into both, and so does the `checkpoint`'s name. Pictures and films are those of `records`; of a
+    robot's task one film is on the page. Where a robot has limits, what they did is said.
     """
-    every = next(iter(settings.values()))
-    common = {"checkpoint": checkpoint, **{name: every[name] for name in every if name not in ROBOT_SETTINGS}}
+    first = next(iter(settings.values()))
+    common = {"checkpoint": checkpoint, **{name: first[name] for name in first if name not in ROBOT_SETTINGS}}
     commands = _limited_commands(results, settings, records)
     robots = {
         robot: {
@@ -93,17 +93,13 @@ def _page(results: Results, records: TrialRecords) -> Report:
         page.table(["suite", "tasks", *results], rows, "Successes / trials with 95 % Wilson intervals.")
         counts = {arm: {suite: own.count(suites[suite]) for suite in suites} for arm, own in results.items()}
         page.figure(success_by_task(counts), caption="Success by suite with 95 % intervals.")
-    page.section("Success by task")
-    rows = [[task, *_cells(results, [task])] for task in together.tasks]
-    page.table(
-        ["task", *results],
-        [*rows, ["all tasks", *_cells(results)]],
-        "Successes / trials with 95 % Wilson intervals; every trial has a start of its own, decided by the seed.",
-    )
+    page.section("Success by task and arm")
+    page.text("Successes / trials with 95 % Wilson intervals; every trial has a start of its own, decided by the seed.")
     for suite, tasks in (suites or {"": list(together.tasks)}).items():
-        counts = {
-            arm: {task.removeprefix(f"{suite}/"): own.count([task]) for task in tasks} for arm, own in results.items()
-        }
+        names = [task.removeprefix(f"{suite}/") for task in tasks]
+        rows = [[name, *_cells(results, [task])] for name, task in zip(names, tasks, strict=True)]
+        page.table([suite or "task", *results], rows if suite else [*rows, ["all tasks", *_cells(results)]])
+        counts = {arm: dict(zip(names, (own.count([t]) for t in tasks), strict=True)) for arm, own in results.items()}
         where = f" of {suite}" if suite else ""
         page.figure(success_by_task(counts), caption=f"Success by task{where} with 95 % intervals.")
     _show_failures(page, results, records)
@@ -112,13 +108,13 @@ def _page(results: Results, records: TrialRecords) -> Report:
 
 
 def _cells(results: Results, tasks: Sequence[str] | None = None) -> list[str]:
-    """Of each robot."""
-    return [_told(result.count(tasks)) for result in results.values()]
+    """Of each robot; where a column is narrow the interval stands under its counts."""
+    return [_told(result.count(tasks), "\u00a0", "–\u2060") for result in results.values()]
 
 
-def _told(counts: tuple[int, int]) -> str:
+def _told(counts: tuple[int, int], space: str = " ", dash: str = "–") -> str:
     low, high = wilson_interval(*counts)
-    return f"{counts[0]} / {counts[1]} ({low:.0%} to {high:.0%})"
+    return f"{counts[0]}{space}/{space}{counts[1]} ({100 * low:.0f}{dash}{100 * high:.0f}{space}%)"
 
 
 def _show_failures(page: Report, results: Results, records: TrialRecords) -> None:
@@ -133,8 +129,8 @@ def _show_failures(page: Report, results: Results, records: TrialRecords) -> Non
         told += f" {len(strips) - SHOWN_STRIPS} more lie in `strips`."
     page.text(told)
     for record in strips[:SHOWN_STRIPS]:
-        page.text(f"**{record.task}**, {record.robot}, trial {record.trial}: no success in {record.steps} steps")
-        page.image(records.folder / str(record.strip))
+        told = f"{record.robot}, trial {record.trial}, no success in {record.steps} steps"
+        page.strip(records.folder / str(record.strip), record.task, told)
 
 
 def _show_films(page: Report, results: Results, records: TrialRecords) -> None:
@@ -155,7 +151,7 @@ def _show_films(page: Report, results: Results, records: TrialRecords) -> None:
         page.video(records.folder / str(record.film), caption=caption)
 
 
-def _tasks_and_robots(results: Results) -> Iterable[tuple[str, str]]:
+def _tasks_and_robots(results: Results) -> list[tuple[str, str]]:
     return [(task, robot) for task in pooled(results.values()).tasks for robot in results]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ INK, MUTED, RULE, PAGE = "#1f2a33", "#66727d", "#d9dee3", "#fbfbfa"
 SERIES = ("#2b6cb0", "#cc6d1f", "#2f8566", "#8257a8", "#bd4550", "#7a6a4f")
 MARKERS = ("o", "D", "s", "^", "v", "P")
 WIDTH = 8.4  # inches
+LEGEND_CHARACTERS, LEGEND_MARK = 106, 8  # that fit into a line of it; a name's mark and margins take as many as 8
 
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.0f} %")
 # Labels of a logarithmic axis: 0.1, 0.2, 0.5, 1, ... and no others.
@@ -69,6 +70,18 @@ def finish_axes(axes: Axes, legend_columns: int, grid: str) -> None:
         )
 
 
+def add_wide_legend(figure: Figure, names: Sequence[str]) -> None:
+    """A legend of what is drawn under these names, over the figure's whole width: long names take none of the axes'."""
+    columns = -(-len(names) // legend_rows(names))
+    figure.legend(loc="outside upper left", ncols=columns, frameon=False, borderaxespad=0.2)
+
+
+def legend_rows(names: Sequence[str]) -> int:
+    """Rows that such a legend needs."""
+    columns = max(1, LEGEND_CHARACTERS // (max(map(len, names)) + LEGEND_MARK))
+    return -(-len(names) // columns)
+
+
 __all__ = [
     "INK",
     "MARKERS",
@@ -79,8 +92,10 @@ __all__ = [
     "RULE",
     "SERIES",
     "WIDTH",
+    "add_wide_legend",
     "finish_axes",
     "house_style",
     "interval_style",
+    "legend_rows",
     "new_figure",
 ]

@@ -23,9 +23,11 @@ from .plot_style import (
     PERCENT,
     RULE,
     SERIES,
+    add_wide_legend,
     finish_axes,
     house_style,
     interval_style,
+    legend_rows,
     new_figure,
 )
 
@@ -76,7 +78,7 @@ def success_by_task(arms: Mapping[str, Mapping[str, Counts]]) -> Figure:
     _require(tasks, "success_by_task needs at least one task")
     spread = _offsets(len(arms), 0.22)
     with house_style():
-        figure, axes = new_figure(1.0 + len(tasks) * (0.22 + 0.15 * len(arms)))
+        figure, axes = new_figure(0.8 + 0.2 * legend_rows(list(arms)) + len(tasks) * (0.22 + 0.15 * len(arms)))
         for position, (arm, results) in enumerate(arms.items()):
             rows = [row + spread[position] for row, task in enumerate(tasks) if task in results]
             counts = [results[task] for task in tasks if task in results]
@@ -89,7 +91,8 @@ def success_by_task(arms: Mapping[str, Mapping[str, Counts]]) -> Figure:
         axes.set_xlabel("success rate, 95 % Wilson interval")
         axes.xaxis.set_major_formatter(PERCENT)
         axes.tick_params(axis="y", labelcolor=INK)
-        finish_axes(axes, legend_columns=len(arms), grid="x")
+        finish_axes(axes, legend_columns=0, grid="x")
+        add_wide_legend(figure, list(arms))
     return figure
 
 

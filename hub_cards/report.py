@@ -40,7 +40,7 @@ _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 # Plots are drawn in the light theme's colours; in the page these become variables that the dark theme redefines.
 _THEME = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAGE: "--page"}
 _THEME |= {colour: f"--series-{number}" for number, colour in enumerate(SERIES, 1)}
-_NUMBER = re.compile(r"[\s\[(+\-−±~≈<>≤≥]*\d[\d\s.,:;/%×+\-−–±\[\]()e]*[a-zA-Zµ°%²/]{0,5}")
+_NUMBER = re.compile(r"[\s\[(+\-−±~≈<>≤≥]*\d[\d\s\u2060.,:;/%×+\-−–±\[\]()e]*[a-zA-Zµ°%²/]{0,5}")
 
 
 class Report:
@@ -129,6 +129,14 @@ class Report:
             source, size = _png_uri(image), (image.shape[1], image.shape[0])
         self._add_medium({"kind": "image", "source": source, "caption": caption, "size": size})
 
+    def strip(self, path: str | Path, title: str, caption: str) -> None:
+        """A long picture file, of frames side by side, under its title and caption.
+
+        On a narrow screen it can be moved sideways, and is not made too small to see. Raises as `image`.
+        """
+        source = _data_uri(Path(path), "image")
+        self._blocks.append({"kind": "strip", "source": source, "title": title, "caption": caption})
+
     def video(self, path: str | Path, caption: str = "") -> None:
         """An mp4 or webm file, embedded; it plays muted, in a loop, when clicked.
 
@@ -147,6 +155,7 @@ class Report:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        environment.filters["breakable"] = _breakable
         sections = [block for block in self._blocks if block["kind"] == "section"]
         return environment.get_template("report.html").render(
             title=self.title,
@@ -190,6 +199,11 @@ def format_value(value: Any) -> str:
 
 def _is_numeric(cell: str) -> bool:
     return cell in ("–", "", "nan", "inf", "-inf") or _NUMBER.fullmatch(cell) is not None
+
+
+def _breakable(text: str) -> Markup:
+    """Names of many words, such as `suite/pick_up_the_milk`, may be broken between them where a cell is narrow."""
+    return Markup(re.sub(r"(?<=[^\W\d][_/])(?=\w)", "<wbr>", str(escape(text))))
 
 
 def _paragraphs(text: str) -> Markup:

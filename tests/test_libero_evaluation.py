@@ -47,7 +47,7 @@ def test_splits_and_arms_are_evaluated_together_and_counted_apart(checkpoint, ti
     assert len(trials) == len({*trials}) == report["overall"]["trials"] == 4
     page = (tmp_path / "evaluation" / "report.html").read_text()
     assert page.count("<video") == 4 and page.count("no success in 3 steps") == 4
-    assert "libero_panda_eef, trial 0: no success" in page
+    assert "panda_<wbr>eef, trial 0, no success" in page
     capsys.readouterr()
     assert main([*command, "--arm", "panda", "--suite", SWAP, TASK]) == 2
     assert "finished trials of the arm 'libero_ur5e_eef': name it in --arm too" in capsys.readouterr().err

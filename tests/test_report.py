@@ -24,7 +24,7 @@ ARMS = {"prior": {"open": (8, 10), "close": (10, 10)}, "control": {"open": (3, 1
 class Page(HTMLParser):
     """Every tag with its attributes, and the ids, in the order of the page."""
 
-    void = frozenset({"meta", "img", "br", "path", "use", "rect"})
+    void = frozenset({"meta", "img", "br", "path", "use", "rect", "wbr"})
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -78,6 +78,8 @@ def full_report(tmp_path) -> Report:
     report.figure(plots.loss_curves({"loss": (range(5), range(5))}), "another plot")
     report.image(np.zeros((4, 6, 3), dtype=np.uint8), "caption of an image")
     report.video(write_video(tmp_path / "rollout.mp4"), "caption of a video")
+    Image.fromarray(np.zeros((4, 40, 3), dtype=np.uint8)).save(tmp_path / "strip.png")
+    report.strip(tmp_path / "strip.png", "open_drawer", "caption of a strip")
     return report
 
 
@@ -95,7 +97,7 @@ def test_a_report_is_well_formed_and_loads_nothing(full_report, tmp_path):
     policy = next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None
     assert "default-src 'none'" in policy
-    for caption in ("a table", "a plot", "an image", "a video"):
+    for caption in ("a table", "a plot", "an image", "a video", "a strip"):
         assert f"caption of {caption}" in text
     assert [path.name for path in path.parent.iterdir()] == ["report.html"]
 
@@ -161,6 +163,14 @@ def test_numeric_columns_are_aligned_to_the_right_and_words_are_not():
     heads = Page(report.html()).all("th")
     assert [head["class"] for head in heads] == ["", "number", "", "number", "number", "number"]
     assert "0.1235" in report.html()
+
+
+def test_a_long_name_may_be_broken_between_its_words_and_nothing_else_is_changed():
+    report = Report("Title")
+    report.table(["suite/task_name", "rate"], [["libero/pick_up <b>_x</b>", "7/8"]])
+    text = report.html()
+    assert '<th scope="col" class="">suite/<wbr>task_<wbr>name</th>' in text
+    assert '<td class="">libero/<wbr>pick_<wbr>up &lt;b&gt;_x&lt;/b&gt;</td>' in text and ">7/8</td>" in text
 
 
 def test_a_ragged_row_is_refused_by_its_number():
@@ -262,6 +272,18 @@ def test_success_by_task_draws_each_arms_wilson_interval():
     for segment, counts in zip(drawn, ARMS["prior"].values(), strict=True):
         assert segment[:, 0] == pytest.approx(wilson_interval(*counts))
     assert len(control[2][0].get_segments()) == 1
+
+
+def test_long_names_of_arms_and_tasks_leave_room_for_the_rates():
+    task = "pick_up_the_chocolate_pudding_and_place_it_in_the_basket"
+    figure = plots.success_by_task(
+        {f"a policy of one of several arms, number {arm}": {task: (1, 2)} for arm in range(4)}
+    )
+    figure.draw_without_rendering()
+    width = figure.bbox.width
+    assert figure.axes[0].get_window_extent().width > 0.4 * width
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= width
 
 
 def test_success_against_steps_draws_intervals_in_the_order_of_steps():

@@ -13,6 +13,7 @@ from priorvla.deployment.episodes import Episode
 from priorvla.deployment.evaluation import EvaluationResult, TaskResult
 from priorvla.deployment.evaluation_report import summary, write_evaluation
 from priorvla.deployment.trial_records import TrialRecords
+from priorvla.hub_cards.card_evaluation import read_evaluation
 
 SETTINGS = {"weights": "abc", "environment": "metaworld", "seed": 0, "execute_steps": None}
 FRAMES = np.zeros((6, 8, 8, 3), np.uint8)
@@ -151,7 +152,7 @@ def test_a_report_over_several_suites_counts_each_by_its_robot_and_shows_why_a_t
     }
     assert report["overall"]["successes"] == 3 and report["episode_time_s"] == 2.5
     assert "libero_iiwa_eef" in page and page.count("<svg") == 3  # suites, and the tasks of each
-    assert page.count("<img") == 2 and "libero_object/soup</strong>, libero_iiwa_eef, trial 1" in page
+    assert page.count("<img") == 2 and "soup</strong>: libero_<wbr>iiwa_<wbr>eef, trial 1" in page
 
 
 ARMS = {arm: {**SETTINGS, "environment_options": {"starts": "recorded"}, "robot": arm} for arm in ("panda", "ur5e")}
@@ -221,16 +222,18 @@ def test_a_report_over_two_arms_has_a_column_of_each_and_counts_both_together(tm
                 for trial, success in enumerate(own.outcomes):
                     strip = {} if success else {"strip": FRAMES}
                     records.add(episode(trial, success, own.task, **strip), arm)
-        page = write_evaluation(results, ARMS, records).read_text()
+        page = write_evaluation(results, ARMS, records).read_text().replace("\u00a0", " ").replace("\u2060", "")
         told = summary(results, ARMS, records)
     report = json.loads((tmp_path / "report.json").read_text())
     assert [report["robots"][arm]["suites"][suites[1]]["successes"] for arm in ARMS] == [1, 0]
     assert report["suites"][suites[1]]["trials"] == 4 and report["overall"]["successes"] == 2
     low, high = report["robots"]["panda"]["tasks"]["libero_object/milk"]["interval"]
     assert (round(low, 2), round(high, 2)) == (0.09, 0.91)
-    for cell in ("1 / 2 (9% to 91%)", "0 / 2 (0% to 66%)"):
+    for cell in ("1 / 2 (9–91 %)", "0 / 2 (0–66 %)"):
         assert page.count(f">{cell}</td>") == 4  # of two suites and of two tasks
-    assert ">2 / 4 (15% to 85%)</td>" in page and ">0 / 4 (0% to 49%)</td>" in page
-    assert page.count("<img") == 4 and "ur5e, trial 0: no success in 10 steps" in page
-    assert told[:2] == ["panda: 2 / 4 (15% to 85%)", "ur5e: 0 / 4 (0% to 49%)"]
+    assert ">2 / 4 (15–85 %)</td>" in page and ">0 / 4 (0–49 %)</td>" in page
+    card = read_evaluation(tmp_path)["tasks"]
+    assert card["libero_object/milk (panda)"] == {"successes": 1, "trials": 2} and len(card) == 4
+    assert page.count("<img") == 4 and "ur5e, trial 0, no success in 10 steps" in page
+    assert told[:2] == ["panda: 2 / 4 (15–85 %)", "ur5e: 0 / 4 (0–49 %)"]
     assert told[2].startswith("2 of 8 episodes succeeded") and len(told) == 3
