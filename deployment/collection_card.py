@@ -28,8 +28,8 @@ UNITS = {
     "opens; the state is in metres and radians",
     ("libero", "_joint"): "joints in radians; `gripper` +1 closes, -1 opens, its opening in the state is in metres",
     ("aloha", ""): "joints in radians, grippers from 0 (closed) to 1 (open)",
-    ("tabletop", ""): "`dx`, `dy`, `dz` displace the point that the hand is dragged to, by 6 cm a unit; the vacuum "
-    "is on while `gripper` is above 0; the state is in metres, its vacuum 0 off, 0.5 on, 1 where it holds something",
+    ("tabletop", ""): "`hand_x`, `hand_y`, `hand_z` say where the hand is to go, in metres; the vacuum is on while "
+    "`gripper` is above 0; the state is in metres, its vacuum 0 off, 0.5 on, 1 where it holds something",
     ("pusht", ""): "places in pixels of the simulation, whose table is 512 wide",
 }
 

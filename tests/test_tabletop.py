@@ -251,11 +251,21 @@ def test_without_words_the_same_is_asked_for_and_nothing_is_said(table: Tabletop
 def test_the_state_is_the_hand_and_the_vacuum_and_nothing_else(table: TabletopEnv) -> None:
     starts = np.stack([table.reset(seed=seed)[0]["state"] for seed in range(3)])
     assert starts.dtype == np.float32 and np.ptp(starts, axis=0).max() < 1e-6
-    observation, _, terminated, _, info = table.step([1, 0, 0, 1])
+    observation, _, terminated, _, info = table.step([0.3, 0.6, 0.24, 1])
     assert observation["state"][0] > starts[0, 0] + 0.002 and observation["state"][3] == 0.5
     assert terminated is False and set(info) == {"success", "instructions"}
     states, _ = drive(table, seed=0)
     assert set(np.unique(states[:, 3])) >= {0.0, 1.0}
+
+
+@needs_simulator
+def test_the_hand_goes_where_an_action_says_and_not_off_the_table(table: TabletopEnv) -> None:
+    table.reset(seed=0)
+    low, high = table.action_space.low, table.action_space.high
+    for goal in ([0.12, 0.5, 0.2, -1], [9, 0.6, 0.2, -1]):
+        way = [table.step(goal)[0]["state"][:3] for _ in range(25)]
+        np.testing.assert_allclose(way[-1], np.clip(goal, low, high)[:3], atol=0.01)
+        assert np.abs(np.diff(way, axis=0)).max() < 0.07
 
 
 @needs_simulator
@@ -330,7 +340,7 @@ def test_gymnasium_finds_nothing_wrong_with_it(table: TabletopEnv) -> None:
     environment = Drawn("many-instructions/put", image_size=16)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message=".*(infinity|render|spec|unwrapped).*")
+        warnings.filterwarnings("ignore", message=".*(infinity|render|spec|unwrapped|symmetric).*")
         check_env(environment, skip_render_check=True)
     environment.close()
 

@@ -20,20 +20,19 @@ from .offscreen_rendering import OffscreenRenderer
 from .tabletop_expert import expert_action
 from .tabletop_layouts import Episode, draw_episode, possible_requests
 from .tabletop_model import CAMERA, TIMESTEP
-from .tabletop_scene import STEPS, TabletopScene
+from .tabletop_scene import HIGHEST, LOWEST, STEPS, TabletopScene
 
 import gymnasium  # isort: skip  # after the scene, whose error says what to install
 
-UNIT = 0.06  # metres that a displacement of 1 drags the hand
 CONTROL_RATE = 1 / (TIMESTEP * STEPS)  # Hz
 
 
 def tabletop_embodiment() -> Embodiment:
     """Meta-World's Sawyer with a vacuum cup instead of its claws.
 
-    Actions are in [-1, 1] and need no normalisation: `dx, dy, dz` displace the point that the hand is dragged to, by
-    6 cm a unit and 20 times a second, and the vacuum is on while `gripper` is above 0. The state is the hand's place
-    (m) and the vacuum: 0 off, 0.5 on, 1 where it holds something.
+    Actions say where the hand is to go (m, absolute) and whether the vacuum is on (`gripper` above 0). 20 times a
+    second the hand is dragged by 40 % of what is missing, at most 6 cm along an axis. The state is the hand's place (m)
+    and the vacuum: 0 off, 0.5 on, 1 where it holds something.
     """
     return replace(load_embodiment("tabletop_sawyer"), cameras=[CAMERA])
 
@@ -63,7 +62,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     render_mode = "rgb_array"
     success_required = True
     steps_after_success = 4
-    noise_scale = 0.5  # of a unit; the expert's own actions are small near their aim
+    noise_scale = np.array([0.15, 0.15, 0.05, 0.5], np.float32)  # metres, and of the vacuum's switch
 
     def __init__(
         self,
@@ -102,7 +101,9 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
                 "images": gymnasium.spaces.Dict(pictures),
             }
         )
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
+        self.action_space = gymnasium.spaces.Box(
+            np.append(LOWEST, -1.0).astype(np.float32), np.append(HIGHEST, 1.0).astype(np.float32)
+        )
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -119,27 +120,26 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         return self._observation(), self._info()
 
     def step(self, action: ArrayLike) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Executes `action` (4,), clipped to [-1, 1], for 1/20 s.
+        """Executes `action` (4,), brought into the action space, for 1/20 s.
 
         Returns the usual five: the reward is 1 while what was asked for is done, and 0 before; `terminated` is never
         true. Raises ValueError on another shape or a value that is not finite, RuntimeError before the first `reset`.
         """
         values = np.asarray(action, dtype=np.float32)
         if values.shape != (4,) or not np.isfinite(values).all():
-            raise ValueError(f"the tabletop takes 4 finite action values (dx, dy, dz, gripper), got {values.tolist()}")
+            raise ValueError(f"the tabletop takes 4 finite action values (x, y, z, gripper), got {values.tolist()}")
         if self.episode is None:
             raise RuntimeError("call reset() before step()")
-        values = np.clip(values, -1.0, 1.0)
-        self._scene.advance(values[:3] * UNIT, bool(values[3] > 0))
+        self._scene.advance(values[:3], bool(values[3] > 0))
         self._steps += 1
         info = self._info()
         return self._observation(), float(info["success"]), False, self._steps >= self.max_episode_steps, info
 
     def expert_action(self) -> NDArray[np.float32]:
-        """What the scripted expert, which sees where everything is, does now: (4,) in [-1, 1], without noise."""
+        """What the scripted expert, which sees where everything is, does now: (4,), without noise."""
         if self.episode is None:
             raise RuntimeError("call reset() before expert_action()")
-        return expert_action(self._scene, self.episode.requests, UNIT)
+        return expert_action(self._scene, self.episode.requests)
 
     def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
         """The picture of this moment, (image_size, image_size, 3) uint8; works with `render=False` too."""
@@ -169,4 +169,4 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         return self._renderer.render(self._scene.data, camera)
 
 
-__all__ = ["CONTROL_RATE", "UNIT", "TabletopEnv", "tabletop_embodiment"]
+__all__ = ["CONTROL_RATE", "TabletopEnv", "tabletop_embodiment"]

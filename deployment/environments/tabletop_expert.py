@@ -9,25 +9,23 @@ from numpy.typing import NDArray
 
 from .tabletop_grammar import Request
 from .tabletop_model import HEIGHTS, Vector
-from .tabletop_scene import CUP, HOME, TabletopScene
+from .tabletop_scene import CUP, HIGHEST, HOME, LOWEST, TabletopScene
 
-GAIN = 0.4  # of what is missing, a step: an action says how far away its aim is, not only in which direction
 CRUISE = 0.12  # of the cup's end above the table, between things
 RELEASE = 0.05  # of a held thing's lower side above the table, where it is let go
 NEAR = 0.016  # horizontally, from where the hand goes down
 FAR = 0.06  # ... and from where it does not yet come down to meet the thing
 
 
-def expert_action(scene: TabletopScene, requests: Sequence[Request], unit: float) -> NDArray[np.float32]:
-    """The next action (4,) in [-1, 1] for the first request that is not fulfilled: the hand's displacement in `unit`
-    metres, and the vacuum. A function of the moment alone, so that it comes back from wherever noise has led it."""
+def expert_action(scene: TabletopScene, requests: Sequence[Request]) -> NDArray[np.float32]:
+    """The next action (4,) for the first request that is not fulfilled: where the hand is to go (m), and the vacuum. A
+    function of the moment alone, so that it comes back from wherever noise has led it."""
     request = next((request for request in requests if not scene.fulfilled(request)), None)
     target, vacuum = (HOME, False) if request is None else _aim(scene, request)
     aim = scene.aim
     if request is None and aim[2] < HOME[2] - 0.03:
         target = np.array([*aim[:2], HOME[2]])  # straight up first
-    action = np.clip(GAIN * (target - aim) / unit, -1.0, 1.0)
-    return np.append(action, 1.0 if vacuum else -1.0).astype(np.float32)
+    return np.append(np.clip(target, LOWEST, HIGHEST), 1.0 if vacuum else -1.0).astype(np.float32)
 
 
 def _aim(scene: TabletopScene, request: Request) -> tuple[Vector, bool]:

@@ -31,6 +31,7 @@ from .tabletop_model import (
 import mujoco  # isort: skip  # after the model, whose error says what to install
 
 STEPS = 10  # of physics, an action
+GAIN, FASTEST = 0.4, 0.06  # of what is missing the hand is dragged so much a step, and along an axis at most so far (m)
 HOME = np.array([0.0, 0.60, 0.24])  # of the hand
 LOWEST, HIGHEST = np.array([-0.30, 0.42, 0.055]), np.array([0.30, 0.80, 0.30])  # of the hand
 CUP = 0.055  # from the hand's place down to the cup's end
@@ -80,10 +81,11 @@ class TabletopScene:
         model.cam_pos[self._camera] = CAMERA_PLACE + layout.camera
         mujoco.mj_forward(model, data)
 
-    def advance(self, displacement: NDArray[np.float32], vacuum: bool) -> None:
-        """Drags the hand on by `displacement` (3,) and switches the vacuum, for `STEPS` of physics."""
+    def advance(self, goal: NDArray[np.float32], vacuum: bool) -> None:
+        """Drags the hand on towards `goal` (3,) and switches the vacuum, for `STEPS` of physics."""
         data = self.data
-        data.mocap_pos[0] = np.clip(data.mocap_pos[0] + displacement, LOWEST, HIGHEST)
+        missing = np.clip(goal, LOWEST, HIGHEST) - data.mocap_pos[0]
+        data.mocap_pos[0] += np.clip(GAIN * missing, -FASTEST, FASTEST)
         self.vacuum = vacuum
         if not vacuum and self.held is not None:
             data.eq_active[self._welds[self.held]] = 0
