@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from report_file import made_with, write_report
+
 from priorvla.deployment.environments.tabletop_layouts import TEST_SUITES, blind_chance
 from priorvla.hub_cards.intervals import wilson_interval
 from priorvla.hub_cards.plots import success_by_task
-from priorvla.hub_cards.versions import installed_versions
 
 BLIND = "rung 2, which cannot read"
 TRAINED_AT_LEAST = 0.7
@@ -83,14 +81,6 @@ def report(folder: Path, settings: Mapping[str, Any], results: Sequence[dict[str
                 if own[0]["host"] == host
             }
             success_by_task(arms).savefig(folder / f"{host}-{knob}.png", dpi=150)
-    print("\n" + "\n".join(lines))
-    content = {
-        "kind": "language",
-        **settings,
-        "cells": list(results),
-        "validity": lines,
-        "guess": {suite: blind_chance(suite) for suite in TEST_SUITES},
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "versions": installed_versions(),
-    }
-    (folder / "report.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    guess = {suite: blind_chance(suite) for suite in TEST_SUITES}
+    content = {"kind": "language", **settings, "cells": list(results), "validity": lines, "guess": guess}
+    print("\n" + "\n".join([*lines, made_with(write_report(folder, content))]))
