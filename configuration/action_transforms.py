@@ -189,18 +189,26 @@ class BatchNormalizer:
 def default_reference_dims(action_names: Sequence[str], state_names: Sequence[str]) -> list[int | None]:
     """Per action the state of the same name; where no name is the same and both are equally many, of the same index.
 
-    Of a name that occurs more than once (two arms whose joints are called alike) the first belongs to the first.
+    Names as in `dims_of_the_same_name`.
     """
-    places = {name: index for index, name in enumerate(_numbered(state_names))}
-    by_name = [places.get(name) for name in _numbered(action_names)]
+    by_name = dims_of_the_same_name(action_names, state_names)
     if len(action_names) == len(state_names) and all(index is None for index in by_name):
         return list(range(len(action_names)))
     return by_name
 
 
-def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
+def dims_of_the_same_name(names: Sequence[str | None], others: Sequence[str]) -> list[int | None]:
+    """For each of `names` its place among `others`; None where it is not there.
+
+    Of a name that occurs more than once (two arms whose joints are called alike) the first belongs to the first.
+    """
+    places = {name: index for index, name in enumerate(_numbered(others))}
+    return [places.get(name) for name in _numbered(names)]
+
+
+def _numbered(names: Sequence[str | None]) -> list[tuple[str | None, int]]:
     """Every name, and how often it has occurred before."""
-    met: Counter[str] = Counter()
+    met: Counter[str | None] = Counter()
     numbered = []
     for name in names:
         numbered.append((name, met[name]))

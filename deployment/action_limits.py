@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
@@ -13,11 +14,16 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..configuration.action_transforms import dims_of_the_same_name
 from ..configuration.embodiment import Embodiment
 from .command_counts import CommandCounts
 from .jerk_limits import JerkLimiter, require_ruckig
 
 Limit = float | Sequence[float | None] | None
+
+BOUNDS = ("low", "high", "max_rate", "max_jerk")
+# What datasets call dims that have no names: that action and state both have a `dim_0` says nothing.
+MADE_UP_NAME = re.compile(r"((dim|action|state|motor)s?_?)?\d+")
 
 
 @dataclass(frozen=True)
@@ -31,18 +37,30 @@ class ActionLimits:
         low, high: of a command.
         max_rate: of its change, units a second. Of a dim that was recorded as `delta`, the command is the change.
         max_jerk: of the third difference, units a second cubed.
+        start: one entry an action dim, the name of the state dim that tells where it is before an episode's first
+            command; null: nothing does, and that command may be anywhere in range. Only asked of absolute dims with a
+            `max_rate` or `max_jerk`. Default: the state of the same name, but for grippers, whose command and opening
+            are seldom the same quantity, and for names that say nothing (`dim_0`).
+
+    A second is a second of the body's `control_rate`: whoever sends commands twice as often has twice the speed.
 
     Raises:
-        ValueError: on a limit that is no number, or a rate or jerk that is not positive.
+        ValueError: on a limit that is no number, a rate or jerk that is not positive, or a start that is no list of
+            names.
     """
 
     low: Limit = None
     high: Limit = None
     max_rate: Limit = None
     max_jerk: Limit = None
+    start: Sequence[str | None] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("low", "high", "max_rate", "max_jerk"):
+        if self.start is not None and not (
+            isinstance(self.start, list | tuple) and all(isinstance(name, str | None) for name in self.start)
+        ):
+            raise ValueError(f"start {self.start!r} is no list of names of state dims (or null), one an action dim")
+        for name in BOUNDS:
             for value in _listed(getattr(self, name)):
                 if value is None:
                     continue
@@ -53,7 +71,7 @@ class ActionLimits:
 
     @classmethod
     def from_file(cls, file: str | Path, body: Embodiment) -> Self:
-        """The limits of `body` in a YAML or JSON file, which has these four keys, or such a mapping by body's name.
+        """The limits of `body` in a YAML or JSON file, which has these keys, or such a mapping by body's name.
 
         Raises as `read_action_limits`, and ValueError naming file and body when it says nothing of it, or what does not
         fit it.
@@ -89,13 +107,11 @@ class ActionLimits:
     def arrays(self, body: Embodiment) -> dict[str, NDArray[np.float64]]:
         """Each limit as an array (D_robot,), infinite where there is none.
 
-        Raises ValueError when one does not fit the body: another length, `low` above `high`, or a rate or jerk of a dim
-        that is part of a rotation or recorded relative to the state, whose differences are no speed.
+        Raises ValueError when one does not fit the body: another length, `low` above `high`, a rate or jerk of a dim
+        that is part of a rotation or recorded relative to the state, whose differences are no speed, or one of a dim of
+        which nobody says where it is before the first command (`starts`).
         """
-        found = {
-            name: _array(getattr(self, name), body, name, -np.inf if name == "low" else np.inf)
-            for name in ("low", "high", "max_rate", "max_jerk")
-        }
+        found = {name: _array(getattr(self, name), body, name, -np.inf if name == "low" else np.inf) for name in BOUNDS}
         turned = {dim for group in body.rotations for dim in group.action_dims}
         for dim, name in enumerate(body.action_names):
             if found["low"][dim] > found["high"][dim]:
@@ -104,18 +120,54 @@ class ActionLimits:
                 if np.isfinite(found[limit][dim]) and (dim in turned or body.action_kinds[dim] == "relative"):
                     what = "part of a rotation" if dim in turned else "relative to the state at a chunk's start"
                     raise ValueError(f"{name} is {what}, so that its differences are no speed: set its {limit} to null")
+        self._require_starts(body, found)
         return found
 
-    def by_dim(self, body: Embodiment) -> dict[str, list[float | None]]:
-        """The limits that there are, one number an action dim of `body` and None where there is no limit, as JSON.
+    def starts(self, body: Embodiment) -> list[int | None]:
+        """Per action dim the state dim that tells where it is before the first command, None where none does.
+
+        Raises ValueError when `start` has another length, or a name that is no state dim of `body`.
+        """
+        if self.start is None:
+            same = dims_of_the_same_name(body.action_names, body.state_names)
+            unlike = [
+                dim in body.gripper_dims or MADE_UP_NAME.fullmatch(own) for dim, own in enumerate(body.action_names)
+            ]
+            return [None if other else dim for dim, other in zip(same, unlike, strict=True)]
+        if len(self.start) != body.action_dim:
+            raise ValueError(f"start has {len(self.start)} names, {body.name!r} has {body.action_dim} action dims")
+        found = dims_of_the_same_name(self.start, body.state_names)
+        for name, dim in zip(self.start, found, strict=True):
+            if name is not None and dim is None:
+                known = ", ".join(body.state_names) or "none"
+                raise ValueError(f"start: {name!r} is no state dim of {body.name!r}, which has {known}")
+        return found
+
+    def by_dim(self, body: Embodiment) -> dict[str, list[Any]]:
+        """The limits that there are, one entry an action dim of `body` and None where there is none, as JSON.
 
         Raises as `arrays`.
         """
-        listed = {
+        listed: dict[str, list[Any]] = {
             name: [float(value) if np.isfinite(value) else None for value in values]
             for name, values in self.arrays(body).items()
         }
-        return {name: values for name, values in listed.items() if any(value is not None for value in values)}
+        told = {name: values for name, values in listed.items() if any(value is not None for value in values)}
+        return told if self.start is None else {**told, "start": list(self.start)}
+
+    def _require_starts(self, body: Embodiment, found: Mapping[str, NDArray[np.float64]]) -> None:
+        starts = self.starts(body)
+        moving = np.isfinite(found["max_rate"]) | np.isfinite(found["max_jerk"])
+        if self.start is not None:
+            return
+        for dim, name in enumerate(body.action_names):
+            if moving[dim] and starts[dim] is None and body.action_kinds[dim] != "delta":
+                known = ", ".join("null" if at is None else body.state_names[at] for at in starts)
+                raise ValueError(
+                    f"{name} has a max_rate or max_jerk, and nothing says where it is before the first command: set "
+                    "both to null for it, or name the state dim that tells, null where that command may be anywhere, "
+                    f"as in start: [{known}] (state dims of {body.name!r}: {', '.join(body.state_names) or 'none'})"
+                )
 
 
 def read_action_limits(file: str | Path) -> dict[str | None, ActionLimits]:
@@ -159,9 +211,13 @@ class ActionGuard:
 
     def __init__(self, limits: ActionLimits | None, body: Embodiment) -> None:
         self.body = body
-        self._limits = (limits or ActionLimits()).arrays(body)
+        limits = limits or ActionLimits()
+        self._limits = limits.arrays(body)
         self._seconds = 1 / body.control_rate
         self._delta = np.array([kind == "delta" for kind in body.action_kinds])
+        moving = (np.isfinite(self._limits["max_rate"]) | np.isfinite(self._limits["max_jerk"])) & ~self._delta
+        starts = limits.starts(body)
+        self._starts = {dim: at for dim in np.flatnonzero(moving).tolist() if (at := starts[dim]) is not None}
         self._smooth = np.isfinite(self._limits["max_jerk"])
         if self._smooth.any():
             require_ruckig()
@@ -178,11 +234,12 @@ class ActionGuard:
         """The command (D_robot,) to send: `action`, as far as it is allowed.
 
         Args:
-            state: raw, (S_robot,): where absolute dims are before the first command of an episode, where a state dim
-                has the same name; without one that command may be anywhere in range.
+            state: raw, (S_robot,): where absolute dims are before the first command of an episode
+                (`ActionLimits.start`); not looked at later.
 
         Raises:
-            ValueError: when the action has other dims, or a value that is not finite.
+            ValueError: when the action has other dims, or a value that is not finite, or the state does not tell where
+                a dim is that is limited in speed or jerk. Nothing is changed then.
         """
         wanted = np.asarray(action, dtype=np.float64)
         if wanted.shape != (self.body.action_dim,):
@@ -231,7 +288,9 @@ class ActionGuard:
 
     def copy(self) -> ActionGuard:
         """One that goes on from here by itself: to see what commands would become of actions."""
-        return copy.deepcopy(self)
+        twin = copy.copy(self)
+        twin._limiter = copy.deepcopy(self._limiter)  # all else is replaced and never changed in place
+        return twin
 
     def _within(self, place: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:
         """The command that leads from `before` to `place`, within `low` and `high`.
@@ -250,13 +309,21 @@ class ActionGuard:
             self._limiter.stop_at(place[self._smooth], (place != planned)[self._smooth])
 
     def _start(self, state: ArrayLike | None) -> NDArray[np.float64]:
-        """Where dims are before the first command; not finite where that is not known."""
+        """Where dims are before the first command; not finite where that makes no difference."""
         before = np.where(self._delta, 0.0, np.nan)
-        if state is not None:
-            values = dict(zip(self.body.state_names, np.asarray(state, dtype=np.float64), strict=True))
-            for dim, name in enumerate(self.body.action_names):
-                if not self._delta[dim] and dim not in self.body.gripper_dims:
-                    before[dim] = values.get(name, np.nan)
+        if not self._starts:
+            return before
+        values = np.full(self.body.state_dim, np.nan) if state is None else np.asarray(state, dtype=np.float64)
+        if values.shape != (self.body.state_dim,):
+            raise ValueError(f"state has shape {values.shape}, {self.body.name!r} has ({self.body.state_dim},)")
+        for dim, at in self._starts.items():
+            before[dim] = values[at]
+            if not np.isfinite(before[dim]):
+                told = "no state" if state is None else f"a state whose {self.body.state_names[at]} is {values[at]}"
+                raise ValueError(
+                    f"{told} was given, and the first command's speed or jerk counts from there: give a finite one, or "
+                    f"let {self.body.action_names[dim]} begin anywhere (null in the limits' start)"
+                )
         return before
 
     def _smoothed(

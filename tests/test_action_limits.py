@@ -17,7 +17,7 @@ def arm(kinds=("absolute", "absolute"), **fields) -> Embodiment:
     return Embodiment("arm", names, names, control_rate=RATE, action_kinds=list(kinds), **fields)
 
 
-def sent(guard: ActionGuard, commands, state=None) -> np.ndarray:
+def sent(guard: ActionGuard, commands, state=(0, 0)) -> np.ndarray:
     return np.stack([guard.apply(command, state) for command in commands])
 
 
@@ -45,7 +45,60 @@ def test_a_target_moves_no_faster_than_the_rate_allows_and_arrives():
 def test_the_first_command_starts_from_where_the_robot_is():
     limits = ActionLimits(max_rate=2.0)
     np.testing.assert_allclose(ActionGuard(limits, arm()).apply([1, 1], state=[0.5, 0.95]), [0.6, 1.0])
-    np.testing.assert_allclose(ActionGuard(limits, arm()).apply([1, 1]), [1, 1])  # nobody knows where it is
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [(None, "no state was given"), ([0, np.nan], "whose joint_1 is nan"), ([0], r"state has shape \(1,\), 'arm' has")],
+)
+@pytest.mark.parametrize("limit", ["max_rate", "max_jerk"])
+def test_without_knowing_where_the_robot_is_nothing_is_sent(limit, state, message):
+    guard = ActionGuard(ActionLimits(**{limit: 2.0}), arm())
+    with pytest.raises(ValueError, match=message):
+        guard.apply([1, 1], state)
+    np.testing.assert_allclose(guard.apply([0.5, 0.5], [0.5, 0.5]), [0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("actions", "states", "grippers"),
+    [
+        (["dim_0", "dim_1"], ["dim_0", "dim_1"], []),  # of several columns: what is dim_0 there is another here
+        (["cmd_0", "cmd_1"], ["q_0", "q_1"], []),
+        (["action_0", "action_1"], ["state_0", "state_1"], []),
+        (["motor_0", "motor_1"], ["motor_0", "motor_1"], []),
+        (["x", "grip"], ["x", "grip"], [1]),  # a command of a gripper is seldom its opening
+        (["x", "y"], [], []),
+    ],
+)
+@pytest.mark.parametrize("limit", ["max_rate", "max_jerk"])
+def test_speed_is_not_limited_where_nobody_knows_the_start_unless_the_limits_say_it(actions, states, grippers, limit):
+    body = Embodiment("arm", actions, states, control_rate=RATE, gripper_dims=grippers)
+    with pytest.raises(ValueError, match=r"nothing says where it is before the first command.*start: \["):
+        ActionGuard(ActionLimits(**{limit: 2.0}), body)
+    anywhere = ActionGuard(ActionLimits(**{limit: 2.0}, start=[None, None]), body)
+    np.testing.assert_allclose(anywhere.apply([7, -7], np.zeros(len(states))), [7, -7])
+    if states:
+        turned = ActionGuard(ActionLimits(max_rate=2.0, start=states[::-1]), body)
+        np.testing.assert_allclose(turned.apply([1, 1], [0.5, -0.5]), [-0.4, 0.6])
+
+
+def test_of_two_arms_whose_joints_are_called_alike_each_starts_from_its_own():
+    body = Embodiment("arms", ["j", "j"], ["j", "j"], control_rate=RATE)
+    np.testing.assert_allclose(ActionGuard(ActionLimits(max_rate=2.0), body).apply([9, 9], [1, 5]), [1.1, 5.1])
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ("q", "start 'q' is no list of names"),
+        ([1, 2], r"start \[1, 2\] is no list of names"),
+        (["q"], "start has 1 names, 'arm' has 2 action dims"),
+        (["q", None], "start: 'q' is no state dim of 'arm', which has joint_0, joint_1"),
+    ],
+)
+def test_a_start_that_is_none_is_refused(start, message):
+    with pytest.raises(ValueError, match=message):
+        ActionLimits(max_rate=1, start=start).arrays(arm())
 
 
 def test_a_displacement_is_its_own_speed():
@@ -111,7 +164,7 @@ def test_what_a_float32_cannot_hold_is_not_sent():
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_finite_is_not_sent_and_changes_nothing(value):
     guard = ActionGuard(ActionLimits(max_rate=2.0), arm())
-    guard.apply([0, 0])
+    guard.apply([0, 0], [0, 0])
     with pytest.raises(ValueError, match="not finite in joint_1"):
         guard.apply([0, value])
     np.testing.assert_allclose(guard.apply([1, 1]), [0.1, 0.1])
@@ -168,16 +221,12 @@ def test_a_robot_that_starts_out_of_range_comes_back_at_the_rate():
     assert out[-1, 0] == pytest.approx(0.5)
 
 
-def test_joints_are_not_taken_for_the_place_of_a_hand():
-    body = Embodiment("arm", ["x", "y"], ["joint_0", "joint_1"], control_rate=RATE)
-    np.testing.assert_allclose(ActionGuard(ActionLimits(max_rate=1.0), body).apply([0.5, 0.1], [2.0, -2.0]), [0.5, 0.1])
-
-
 def test_a_copy_goes_on_by_itself():
     guard = ActionGuard(ActionLimits(max_rate=2.0, max_jerk=100.0), arm())
-    guard.apply([0, 0])
+    guard.apply([0, 0], [0, 0])
     first = sent(guard.copy(), [[1, 1]] * 5)
     np.testing.assert_array_equal(sent(guard, [[1, 1]] * 5), first)
+    assert not np.array_equal(first[0], guard.apply([1, 1]))
 
 
 def test_before_the_first_command_only_displacements_can_be_held():
@@ -205,7 +254,7 @@ def test_limits_come_from_a_file_of_one_robot_or_of_several_by_name(tmp_path):
         ("low: [1, 2, 3]", r"limits: low has 3 numbers, 'arm' has 2 action dims"),
         ("leg: {high: 1}", r"limits has limits of 'leg' and none of 'arm': add `arm: \{\}`"),
         ("{arm: {high: 1}, low: 0}", r"limits: low is 0: beside embodiments' names there is nothing else"),
-        ("[1, 2]", r"limits: limits are a mapping of low, high, max_rate, max_jerk, .* found list"),
+        ("[1, 2]", r"limits: limits are a mapping of low, high, max_rate, max_jerk, start, .* found list"),
         ("low: {", r"limits: not valid YAML"),
         ("", r"limits: limits are a mapping .* found NoneType"),
     ],
@@ -223,9 +272,9 @@ def test_a_file_of_limits_that_is_not_there_is_named(tmp_path):
 
 
 def test_limits_can_be_written_down_by_dim_and_read_again():
-    limits = ActionLimits(low=-1, max_rate=[2.0, None])
+    limits = ActionLimits(low=-1, max_rate=[2.0, None], start=["joint_1", None])
     told = json.loads(json.dumps(limits.by_dim(arm())))
-    assert told == {"low": [-1, -1], "max_rate": [2.0, None]}
+    assert told == {"low": [-1, -1], "max_rate": [2.0, None], "start": ["joint_1", None]}
     assert ActionLimits(**told).by_dim(arm()) == told
 
 

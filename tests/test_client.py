@@ -105,7 +105,8 @@ def test_the_past_that_a_broker_tells_of_matters(policy):
     assert not np.allclose(silent[1], wanted[2:4], atol=1e-4)
 
 
-LIMITS = ActionLimits(low=-0.5, high=[0.5, 0.5, None, 0.5], max_rate=[1.0, None, None, None])
+RATES = {"max_rate": [1.0, None, None, None], "start": ["b", None, None, None]}
+LIMITS = ActionLimits(low=-0.5, high=[0.5, 0.5, None, 0.5], **RATES)
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def test_a_broker_keeps_its_robot_within_the_limits_that_the_server_tells_of(lim
     first, second = episode(0, 7), episode(1, 5)
     wanted = locally(limited, first, seed=5), locally(limited, second, seed=6)
     with serve_in_background(PolicyServer(limited, limits=BIT_EQUAL)) as port, PolicyClient(port=port) as client:
-        told = {"low": [-0.5] * 4, "high": [0.5, 0.5, None, 0.5], "max_rate": [1.0, None, None, None]}
+        told = {"low": [-0.5] * 4, "high": [0.5, 0.5, None, 0.5], **RATES}
         assert client.metadata["action_limits"] == told
         broker = ChunkBroker(client)
         for observations, seed, actions in zip((first, second), (5, 6), wanted, strict=True):
