@@ -21,8 +21,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..configuration.embodiment import Embodiment
 from .action_limits import ActionGuard, ActionLimits
+from .serving.server_description import PolicyServerError, limits_of, require_metadata, require_the_same, robot_of
 
 try:
     from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
@@ -35,13 +35,8 @@ except ImportError:  # said when a client is made
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between attempts to connect, doubling
 ATTEMPTS = 3  # to have one request answered, each on a connection of its own, all of them within its time
 MAX_REPLY = 64_000_000  # bytes
-DESCRIPTION = ("action_names", "state_names", "control_rate", "action_kinds", "gripper_dims")  # of a robot, in metadata
 LATER = (429, 502, 503)  # HTTP statuses of a server that may take us later
 LEAVING = (1000, 1001, 1012, 1013)  # close codes of a server that has nothing against the request
-
-
-class PolicyServerError(RuntimeError):
-    """The server refused a request or a connection, in its own words: the same again would be refused again."""
 
 
 class PolicyClient:
@@ -60,7 +55,8 @@ class PolicyClient:
         connect_timeout: seconds that the first connection may take.
 
     Raises:
-        PolicyServerError: the server does not let us in (a wrong API key, for example).
+        PolicyServerError: the server does not let us in (a wrong API key, for example), or speaks another version of
+            the protocol, or describes itself in a way that makes no sense.
         ConnectionError: nobody answered within `connect_timeout`.
         ValueError: host is a URL of something else.
         ImportError: when msgpack or websockets is not installed.
@@ -194,7 +190,7 @@ class PolicyClient:
             metadata = connection.recv(max(0.1, deadline - time.monotonic()))
             if isinstance(metadata, str):
                 raise PolicyServerError(f"{self._url} refused the connection: {metadata}")
-            self._metadata = decode(metadata)
+            self._metadata = require_metadata(decode(metadata))
         except BaseException:
             connection.close()
             raise
@@ -225,6 +221,9 @@ class ChunkBroker:
     Tells a server whose model looks back (`history_size` in its metadata) what was executed in between. Keeps the
     commands within limits: a server cannot, for it does not know which of its actions are executed, and when.
 
+    Drives the robot that the server described when the broker was made, under the limits of then. Another robot, or
+    other limits, behind the same address are an error.
+
     Args:
         execute_steps: of a chunk; None: as many as the server recommends, or else all.
         limits: of what the robot may be told; None: those that the server tells of, if any. `ActionLimits()` has none.
@@ -238,12 +237,16 @@ class ChunkBroker:
     def __init__(
         self, client: PolicyClient, execute_steps: int | None = None, limits: ActionLimits | None = None
     ) -> None:
-        longest = client.metadata.get("chunk_size")
+        self._told = told = client.metadata
+        longest = told.get("chunk_size")
         if execute_steps is not None and (execute_steps < 1 or (longest is not None and execute_steps > longest)):
             raise ValueError(f"execute_steps={execute_steps} must be between 1 and the chunk's {longest or ''} steps")
-        self._client, self._limits = client, limits
+        self._body = robot_of(told)
+        if self._body is None and limits is not None:
+            raise ValueError("this server does not say which robot it drives: keep your limits yourself")
+        self._client, self._execute_steps = client, execute_steps
+        self._limits = limits_of(told, self._body) if limits is None and self._body is not None else limits
         self._guard = self._new_guard()
-        self._execute_steps = execute_steps if execute_steps is not None else client.metadata.get("execute_steps")
         self._queue: deque[NDArray[Any]] = deque()
         self._executed: list[tuple[Any, NDArray[Any]]] = []
 
@@ -251,25 +254,28 @@ class ChunkBroker:
         """The next action (D,); sends the observation when the chunk is used up.
 
         Errors as `PolicyClient.infer`, after which `hold` still answers; PolicyServerError also where the reply is no
-        chunk of finite actions.
+        chunk of finite actions of this robot, or the server has become another. ValueError where an episode's first
+        state does not say where the robot is and limits need to know.
         """
         if not self._queue:
-            chunk = _checked(self._client.infer({**observation, **self._past()}))
+            reply = self._client.infer({**observation, **self._past()})
+            require_the_same(self._told, self._client.metadata)
             self._executed.clear()
-            self._queue.extend(chunk[: self._execute_steps])
-        action = self._queue.popleft()
+            self._queue.extend(self._first_steps(reply))
         state = observation.get("observation/state", observation.get("state"))
-        if self._guard is not None:
-            action = self._guard.apply(action, state)
+        action = self._queue[0] if self._guard is None else self._guard.apply(self._queue[0], state)
+        self._queue.popleft()
         if self._client.metadata.get("history_size"):
             self._executed.append((np.array(state), action))  # a copy: robots fill one array again and again
         return action
 
     def hold(self) -> NDArray[Any]:
-        """The command (D,) that keeps the robot where it is, for when `select_action` has failed.
+        """The command (D,) that keeps the robot where it is, for when `select_action` has failed or there is a pause.
 
-        Raises ValueError before an episode's first action, or where the server does not say which robot it drives.
+        What is left of the chunk is thrown away: the next action is of a new one, from what is seen then. Raises
+        ValueError before an episode's first action, or where the server does not say which robot it drives.
         """
+        self._queue.clear()
         if self._guard is None:
             raise ValueError("this server does not say which robot it drives, so that nobody knows how to hold it")
         return self._guard.hold()
@@ -283,29 +289,26 @@ class ChunkBroker:
 
     def _new_guard(self) -> ActionGuard | None:
         """For one episode; None where the server does not say which robot it drives."""
-        told = self._client.metadata
-        if not told.keys() >= {"embodiment", *DESCRIPTION}:
-            if self._limits is not None:
-                raise ValueError("this server does not say which robot it drives: keep your limits yourself")
-            return None
-        body = Embodiment(told["embodiment"], **{key: told[key] for key in DESCRIPTION})
-        limits = ActionLimits(**told.get("action_limits", {})) if self._limits is None else self._limits
-        return ActionGuard(limits, body)
+        return None if self._body is None else ActionGuard(self._limits, self._body)
+
+    def _first_steps(self, reply: Mapping[str, Any]) -> NDArray[Any]:
+        """Those of a reply's actions that are executed. Raises PolicyServerError where they cannot be."""
+        chunk = np.asarray(reply.get("actions"))
+        fits = chunk.ndim == 2 and len(chunk) and (self._body is None or chunk.shape[1] == self._body.action_dim)
+        if not fits or chunk.dtype.kind not in "iuf" or not np.isfinite(chunk).all():
+            wide = "D" if self._body is None else self._body.action_dim
+            told = f"{chunk.dtype} of shape {chunk.shape}"
+            raise PolicyServerError(
+                f"the server sent no chunk (H, {wide}) of finite actions but {told}: execute nothing of it"
+            )
+        steps = self._execute_steps or self._client.metadata.get("execute_steps")
+        return chunk[:steps]
 
     def _past(self) -> dict[str, NDArray[Any]]:
         if not self._executed:
             return {}
         states, actions = (np.stack(values) for values in zip(*self._executed, strict=True))
         return {"executed/states": states, "executed/actions": actions}
-
-
-def _checked(reply: Mapping[str, Any]) -> NDArray[Any]:
-    """The actions of a reply, if they can be executed."""
-    chunk = np.asarray(reply.get("actions"))
-    if chunk.ndim != 2 or not len(chunk) or chunk.dtype.kind not in "iuf" or not np.isfinite(chunk).all():
-        told = f"{chunk.dtype} of shape {chunk.shape}"
-        raise PolicyServerError(f"the server sent no chunk (H, D) of finite actions but {told}: execute nothing of it")
-    return chunk
 
 
 __all__ = ["ChunkBroker", "PolicyClient", "PolicyServerError"]

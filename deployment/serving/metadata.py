@@ -7,8 +7,7 @@ from typing import Any
 
 from ..policy import PriorVLAPolicy
 from .client_requests import RequestReader
-
-PROTOCOL_VERSION = 1  # of the keys below and of those that `RequestReader` has beyond openpi's
+from .server_description import PROTOCOL_VERSION
 
 
 def server_metadata(policy: PriorVLAPolicy, reader: RequestReader, name: str, seed: int) -> dict[str, Any]:
@@ -38,4 +37,4 @@ def server_metadata(policy: PriorVLAPolicy, reader: RequestReader, name: str, se
     }
 
 
-__all__ = ["PROTOCOL_VERSION", "server_metadata"]
+__all__ = ["server_metadata"]
