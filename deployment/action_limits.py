@@ -289,6 +289,7 @@ class ActionGuard:
     def copy(self) -> ActionGuard:
         """One that goes on from here by itself: to see what commands would become of actions."""
         twin = copy.copy(self)
+        twin.counts = copy.copy(self.counts)
         twin._limiter = copy.deepcopy(self._limiter)  # all else is replaced and never changed in place
         return twin
 
@@ -344,6 +345,19 @@ def _differ(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
     return not np.allclose(one, other, rtol=1e-6, atol=1e-9)
 
 
+def require_single_commands(body: Embodiment) -> None:
+    """Raises ValueError where a command says nothing by itself: it was recorded relative to a chunk's start.
+
+    Whoever gets one command a control step does not know when a chunk begins.
+    """
+    if "relative" in body.action_kinds:
+        raise ValueError(
+            f"actions of {body.name!r} were recorded relative to the state at a chunk's start, which a driver that "
+            "gets one action a step does not know, and which is not one state where chunks overlap: record or convert "
+            "them as absolute (they may still be learned relative), or execute whole chunks of predict_chunk yourself"
+        )
+
+
 def _listed(limit: Limit) -> Sequence[float | None]:
     return limit if isinstance(limit, list | tuple) else [limit]  # type: ignore[list-item]  # checked by the caller
 
@@ -358,4 +372,4 @@ def _array(limit: Limit, body: Embodiment, name: str, absent: float) -> NDArray[
     return np.array([absent if value is None else float(value) for value in values], dtype=np.float64)
 
 
-__all__ = ["ActionGuard", "ActionLimits", "read_action_limits"]
+__all__ = ["ActionGuard", "ActionLimits", "read_action_limits", "require_single_commands"]

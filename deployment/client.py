@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .action_limits import ActionGuard, ActionLimits
+from .action_limits import ActionGuard, ActionLimits, require_single_commands
 from .serving.server_description import PolicyServerError, limits_of, require_metadata, require_the_same, robot_of
 
 try:
@@ -230,7 +230,8 @@ class ChunkBroker:
 
     Raises:
         ValueError: when execute_steps is not between 1 and the chunk's length, limits do not fit the robot, or the
-            server, which is not ours, does not say which robot that is.
+            server, which is not ours, does not say which robot that is, or the robot's actions were recorded relative
+            to the state at a chunk's start.
         ImportError: when jerk is limited without ruckig.
     """
 
@@ -244,6 +245,8 @@ class ChunkBroker:
         self._body = robot_of(told)
         if self._body is None and limits is not None:
             raise ValueError("this server does not say which robot it drives: keep your limits yourself")
+        if self._body is not None:
+            require_single_commands(self._body)
         self._client, self._execute_steps = client, execute_steps
         self._limits = limits_of(told, self._body) if limits is None and self._body is not None else limits
         self._guard = self._new_guard()

@@ -21,7 +21,7 @@ from ..modeling_priorvla.adapter_places import HUB_ARGUMENTS
 from ..modeling_priorvla.backbone import LanguageFeatures
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
-from .action_limits import ActionGuard, ActionLimits
+from .action_limits import ActionGuard, ActionLimits, require_single_commands
 from .command_counts import CommandCounts
 from .compilation import compile_expert
 
@@ -175,29 +175,63 @@ class PriorVLAPolicy:
         return statistics.median(seconds[1:])
 
     def select_action(self, observation: Observation) -> NDArray[np.float32]:
-        """The next action (D_robot,) in raw units."""
+        """The next action (D_robot,) in raw units. Raises as `act`, after which `hold` still answers."""
         return self.act([self._session], [observation])[0]
+
+    def hold(self) -> NDArray[np.float32]:
+        """The command (D_robot,) that keeps the robot where it is, after an error of `select_action` or in a pause.
+
+        What is left of the chunk is thrown away: the next action is of a new one, from what is seen then. Raises
+        ValueError before an episode's first action.
+        """
+        _drop_plans(self._session)
+        return self._session.guard.hold()
 
     def predict_chunk(self, observation: Observation) -> NDArray[np.float32]:
         """A whole chunk (H, D_robot) in raw units; leaves the queue alone."""
         return self.predict([self._session], [observation])[0]
 
     def act(self, sessions: Sequence[PolicySession], observations: Sequence[Observation]) -> NDArray[np.float32]:
-        """One action (N, D_robot) for each of N sessions; those whose queue is empty are predicted in one batch."""
+        """One action (N, D_robot) for each of N sessions; those whose queue is empty are predicted in one batch.
+
+        Raises:
+            ValueError: when an action may not be sent (`ActionGuard.apply`): its session's chunk is thrown away, and
+                no session has moved on. Or when actions were recorded relative to a chunk's start, or an observation to
+                predict from has not every camera of the robot (None: that one is masked) or no picture at all.
+        """
+        require_single_commands(self.embodiment)
         hungry = [index for index, session in enumerate(sessions) if not session.queue]
+        for index in hungry:
+            self._require_pictures(observations[index])
         if hungry:
             chunks = self.predict([sessions[i] for i in hungry], [observations[i] for i in hungry])
             for index, chunk in zip(hungry, chunks, strict=True):
                 sessions[index].queue.extend(self._next(sessions[index], chunk))
-        actions = []
-        for session, observation in zip(sessions, observations, strict=True):
-            actions.append(session.guard.apply(session.queue.popleft(), observation["state"]))
-            self.remember(session, observation, actions[-1])
+        guards, actions = [session.guard.copy() for session in sessions], []
+        for session, guard, observation in zip(sessions, guards, observations, strict=True):
+            try:
+                actions.append(guard.apply(session.queue[0], observation["state"]))
+            except ValueError:
+                _drop_plans(session)
+                raise
+        for session, guard, observation, action in zip(sessions, guards, observations, actions, strict=True):
+            session.guard = guard
+            session.queue.popleft()
+            self.remember(session, observation, action)
         return np.stack(actions)
 
     def command_counts(self, session: PolicySession) -> CommandCounts:
         """What limits have done to the session's commands."""
         return session.guard.counts
+
+    def _require_pictures(self, observation: Observation) -> None:
+        images, cameras = observation.get("images", {}), self.embodiment.cameras
+        missing = sorted(set(cameras) - set(images))  # by names alone: simulators draw a picture when it is looked at
+        if missing or (cameras and all(images[camera] is None for camera in cameras)):
+            raise ValueError(
+                f"embodiment {self.embodiment.name!r} sees with {', '.join(cameras)}, the observation has no picture "
+                f"of {', '.join(missing or cameras)}: a robot is not driven blindly (hold() keeps it where it is)"
+            )
 
     def _next(self, session: PolicySession, chunk: NDArray[np.float32]) -> NDArray[np.float32]:
         """The actions to execute before the next prediction."""
@@ -242,10 +276,11 @@ class PriorVLAPolicy:
         body = torch.tensor([self.processor.embodiment_id(self.embodiment.name)])
         noise = [self.model.draw_noise(body, session.generator) for session in sessions]
         states = np.stack([np.asarray(observation["state"]) for observation in observations])
+        seen = [{name: own for name, own in one["images"].items() if own is not None} for one in observations]
         inputs = self.processor(
             embodiment=self.embodiment.name,
             state=states,
-            images=[observation["images"] for observation in observations],
+            images=seen,
             **self._history(sessions),
         ).to(device)
         chunk = self.model.sample_actions(
@@ -338,6 +373,11 @@ class RandomPolicy:
         needs_state = self.embodiment.needs_reference
         states = np.stack([observation["state"] for observation in observations]) if needs_state else None
         return self.embodiment.recorded_actions(learned[:, None], states)[:, 0].astype(np.float32)
+
+
+def _drop_plans(session: PolicySession) -> None:
+    session.queue.clear()
+    session.chunks.clear()
 
 
 def _require_averageable(body: Embodiment, ensemble: float, execute_steps: int | None) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers.utils import logging
 
+from .action_limits import require_single_commands
 from .command_counts import CommandCounts
 from .policy import Observation, PolicySession, PriorVLAPolicy
 
@@ -21,6 +22,7 @@ logger = logging.get_logger(__name__)
 
 REMEMBERED_DELAYS = 10
 MOST_FAILURES = 3  # predictions in a row
+PACE_STEPS, MOST_PACE = 20, 1.5  # steps over which the pace of `act` is measured, and multiples of the control rate
 
 
 @dataclass
@@ -30,8 +32,8 @@ class RealTimeStatistics:
     Args:
         steps: calls of `act`. predictions: chunks that were adopted. delays: control steps that each of them took.
         late: chunks that took longer than was planned for, so that the robot went on otherwise than they begin.
-        held: steps without an action, in which the robot was held. stale: observations that were not used, too old or
-            not finite. failures: predictions that raised.
+        held: steps without an action, in which the robot was held, by calls of `hold` too. stale: observations that
+            were not used, too old or not finite, and chunks that came too late. failures: predictions that raised.
     """
 
     steps: int = 0
@@ -61,12 +63,14 @@ class _Request:
     step: int
     start: int  # of the chunk, as of a plan
     prefix: int
-    held: int  # steps of the episode in which the robot had been held
     taken: float | None  # when the observation was, on the clock
 
 
 class RealTimePolicy:
     """Drives one robot without a pause: `act`, once every control step, answers at once.
+
+    Limits on speed count commands at the body's control rate, so that `act` has to be called at that; it warns once
+    when it is called more than 1.5 times as often.
 
     After `execute_steps` steps of a chunk the next is begun in another thread, from what is seen then. A prediction
     takes some steps, in which the robot goes on with the old chunk; these known actions, as the limits let them
@@ -75,16 +79,17 @@ class RealTimePolicy:
     the second longest of the last ten delays, so that one hiccup does not count.
 
     When nothing is left to execute, because predictions are too slow, fail, or have nothing to see, the robot is held
-    (`ActionGuard.hold`). A chunk that comes then is taken up where the last one ended; where age is looked at, one from
-    an observation that is too old by now is thrown away. After three failures in a row the error is raised, and
+    (`ActionGuard.hold`). A chunk that comes then is taken up where the last one ended; where age is looked at, one that
+    comes too late for that is thrown away. After three failures in a row the error is raised, and
     TimeoutError when the robot has been held for too long.
 
     Args:
         policy: without `ensemble`. Its limits are kept across chunks.
         execute_steps: of a chunk, before the next is begun; default the policy's.
         delay: control steps that a prediction is expected to take, until one was measured.
-        max_observation_age: seconds. An older observation, by its `"time"` on `clock`, is not predicted from. None: age
-            is not looked at.
+        max_observation_age: seconds. An older observation, by its `"time"` on `clock`, is not predicted from, and a
+            chunk is not taken up when its next step is later than that after the moment it was made for. Longer than a
+            prediction takes, or a robot that was held never goes on. None: age is not looked at.
         max_hold: seconds that the robot is held in a row before it is an error.
         clock: seconds, as `time.monotonic`.
         executor: where predictions run; default a thread of its own. One at a time is submitted.
@@ -121,6 +126,7 @@ class RealTimePolicy:
         self._executor: Executor = executor or self._owned  # type: ignore[assignment]  # one of them is there
         self._delays: deque[int] = deque([delay], REMEMBERED_DELAYS)
         self._running: _Request | None = None
+        self._is_too_fast = False
         self.reset(seed)
 
     def warm_up(self) -> int:
@@ -141,11 +147,10 @@ class RealTimePolicy:
 
     def reset(self, seed: int = 0) -> None:
         """Forgets the episode; call before every new one. What a prediction under way gives is thrown away."""
-        if self._running is not None:
-            self._running.chunk.cancel()
+        self._forget_request()
         self._session = self.policy.new_session(seed)
         self._plan: _Plan | None = None
-        self._running = None
+        self._called: deque[float] = deque(maxlen=PACE_STEPS + 1)
         self._executed = self._failed_in_a_row = self._held_in_a_row = 0
         self.statistics = RealTimeStatistics()
 
@@ -172,6 +177,7 @@ class RealTimePolicy:
             TimeoutError: when the robot was held for `max_hold` seconds; `hold` goes on doing so.
             What a prediction raised, when three in a row did.
         """
+        self._watch_pace()
         usable = self._is_usable(observation)
         self._adopt()
         if self._plan is None:
@@ -179,7 +185,7 @@ class RealTimePolicy:
                 raise ValueError("the first observation is too old or incomplete, and there is nothing to go on with")
             chunk = self._executor.submit(self.policy.predict, [self._session], [observation]).result()[0]
             self._plan = _Plan(chunk, 0)
-        elif self._running is None and usable and self._executed - self._plan.start >= self._begin_after:
+        elif self._running is None and usable and self._is_time():
             self._begin(observation)
         action = self._command(observation)
         self.policy.remember(self._session, observation, action)
@@ -189,9 +195,14 @@ class RealTimePolicy:
     def hold(self) -> NDArray[np.float32]:
         """The command that keeps the robot where it is, for a caller that has lost its observations, or after an error.
 
-        Raises ValueError before the first action.
+        All that was planned is thrown away, a prediction under way too: the next `act` looks anew, and holds until its
+        prediction is there. Raises ValueError before the first action.
         """
-        return self._session.guard.hold()
+        command = self._session.guard.hold()
+        self.statistics.held += 1
+        self._forget_request()
+        self._plan = _Plan(np.empty((0, len(command)), np.float32), self._executed)
+        return command
 
     def close(self) -> None:
         """Ends the thread, after a prediction that is under way; does not wait for that."""
@@ -208,6 +219,34 @@ class RealTimePolicy:
     def _begin_after(self) -> int:
         """Steps of a chunk after which the next is begun: early enough that it is there in time."""
         return max(1, min(self.execute_steps, self.chunk_size - self.delay))
+
+    def _watch_pace(self) -> None:
+        """Warns, once, when `act` is called much more often than the control rate: all motion is quicker by as much."""
+        self._called.append(self._clock())
+        seconds, rate = self._called[-1] - self._called[0], self.policy.embodiment.control_rate
+        if (
+            self._is_too_fast or len(self._called) <= PACE_STEPS or seconds <= 0
+        ):  # a clock that stands still tells nothing
+            return
+        self._is_too_fast = PACE_STEPS / seconds > MOST_PACE * rate
+        if self._is_too_fast:
+            logger.warning(
+                "act is called %.3g times a second, and %r is controlled %g times: the robot moves faster than it was "
+                "shown, and than its limits say. Call it at the control rate",
+                PACE_STEPS / seconds,
+                self.policy.embodiment.name,
+                rate,
+            )
+
+    def _is_time(self) -> bool:
+        """Whether the next chunk is to be begun."""
+        assert self._plan is not None
+        return not len(self._plan.chunk) or self._executed - self._plan.start >= self._begin_after
+
+    def _forget_request(self) -> None:
+        if self._running is not None:
+            self._running.chunk.cancel()
+        self._running = None
 
     def _is_usable(self, observation: Observation) -> bool:
         images = observation["images"]
@@ -252,7 +291,6 @@ class RealTimePolicy:
             self.statistics.steps,
             self._executed,
             len(prefix),
-            self.statistics.held,
             self._taken(observation),
         )
 
@@ -277,9 +315,15 @@ class RealTimePolicy:
         self.statistics.late += self._executed - request.start > request.prefix
 
     def _is_outdated(self, request: _Request) -> bool:
-        """Whether the robot was held since, and what its chunk was predicted from is too old by now."""
-        waited = self.max_observation_age is not None and self.statistics.held > request.held
-        return waited and self._age(request.taken) > (self.max_observation_age or 0.0)
+        """Whether the step that would be executed now was meant for a moment that is too long ago.
+
+        The steps that were executed since the observation are no delay, because the chunk counts on them; steps in
+        which the robot was held, or nobody asked, are.
+        """
+        if self.max_observation_age is None:
+            return False
+        counted = (self._executed - request.start) / self.policy.embodiment.control_rate
+        return self._age(request.taken) - counted > self.max_observation_age
 
     def _failed(self, error: BaseException) -> None:
         self.statistics.failures += 1
@@ -306,7 +350,7 @@ class RealTimePolicy:
         if seconds > self.max_hold:
             why = "no prediction came" if self._running is not None else "no observation could be used"
             raise TimeoutError(f"the robot has been held for {seconds:.3g} s: {why}")
-        return self.hold()
+        return self._session.guard.hold()
 
 
 def _require_fit(policy: PriorVLAPolicy) -> None:
@@ -316,11 +360,7 @@ def _require_fit(policy: PriorVLAPolicy) -> None:
         raise ValueError(f"ensemble={policy.ensemble} predicts at every step and cannot be late: leave it out here")
     if config.prefix_probability == 0:
         raise ValueError("this policy was trained without clean prefixes (prefix_probability=0): train it with some")
-    if "relative" in body.action_kinds:
-        raise ValueError(
-            f"actions of {body.name!r} were recorded relative to the state at a chunk's start, which is not one state "
-            "where chunks overlap: record or convert them as absolute (they may still be learned relative)"
-        )
+    require_single_commands(body)
 
 
 def _snapshot(session: PolicySession) -> PolicySession:

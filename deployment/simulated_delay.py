@@ -78,7 +78,11 @@ class DelayedPolicy:
     def new_session(self, seed: int) -> DelayedSession:
         """An episode's memory; the delay is known from the beginning, as after a warm-up."""
         executor = DelayedExecutor(self._delay)
-        return DelayedSession(RealTimePolicy(self._policy, delay=self._delay, executor=executor, seed=seed), executor)
+        rate = self.embodiment.control_rate
+        robot = RealTimePolicy(
+            self._policy, delay=self._delay, executor=executor, clock=lambda: executor.now / rate, seed=seed
+        )
+        return DelayedSession(robot, executor)
 
     def act(self, sessions: Sequence[DelayedSession], observations: Sequence[Observation]) -> NDArray[np.float32]:
         """One action (N, D_robot) for each of N sessions."""

@@ -264,6 +264,16 @@ def test_an_observation_without_the_state_that_limits_count_from_moves_nothing()
         assert len(asked) == 1
 
 
+def test_actions_that_count_from_a_chunks_start_are_not_handed_out_one_by_one():
+    relative = {**OURS, "action_kinds": ["relative"] * 2, "action_limits": {}}
+    with (
+        other_server(four_steps, metadata=relative) as (port, _),
+        PolicyClient(port=port) as client,
+        pytest.raises(ValueError, match="'left_arm' were recorded relative"),
+    ):
+        ChunkBroker(client)
+
+
 def test_after_a_hold_the_rest_of_the_chunk_is_not_executed():
     with (
         other_server(four_steps, metadata={**OURS, "execute_steps": 4}) as (port, asked),

@@ -1,5 +1,7 @@
 """The robot side: sessions that do not notice each other, chunks that are executed in part, and what is remembered."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -212,6 +214,42 @@ def test_a_policy_keeps_to_its_limits(make_policy):
     actions = np.stack([policy.select_action(observation) for observation in episode(3)])
     assert actions.min() >= -0.051 and actions[:, 0].max() <= 0.051 and actions[:, 1].max() <= 0.101
     assert actions.max() > 0.101
+
+
+def test_an_action_that_is_refused_costs_no_other_session_an_action_and_its_own_looks_again(policy):
+    seen = episode(3)
+    expected = alone(policy, seen[:3], seed=1)
+    fine, broken = policy.new_session(1), policy.new_session(2)
+    actions = [policy.act([fine, broken], [seen[0]] * 2)[0]]
+    broken.queue[0][:] = np.nan
+    with pytest.raises(ValueError, match="not finite in a0"):
+        policy.act([fine, broken], [seen[1]] * 2)
+    actions += [policy.act([fine, broken], [own] * 2)[0] for own in seen[1:3]]
+    np.testing.assert_allclose(actions, expected, atol=1e-5)
+
+
+def test_a_robot_that_is_held_stays_where_it_was_told_to_be_and_looks_anew(policy):
+    calls, seen = count_calls(policy.model.fusion), episode(3)
+    with pytest.raises(ValueError, match="no command yet"):
+        policy.hold()
+    last = policy.select_action(seen[0])
+    np.testing.assert_array_equal(policy.hold(), last)
+    assert not np.array_equal(policy.select_action(seen[1]), last) and len(calls) == 2
+
+
+@pytest.mark.parametrize("images", [{}, {"typo": np.zeros((28, 28, 3), np.uint8)}, {"front": None}], ids=str)
+def test_a_robot_is_not_driven_blindly(policy, images):
+    with pytest.raises(ValueError, match="sees with front, the observation has no picture of front"):
+        policy.select_action({**episode(3)[0], "images": images})
+
+
+def test_actions_that_count_from_a_chunks_start_are_given_as_chunks_alone(save_policy, bodies, tiny_backbone, tmp_path):
+    kinds = ["relative"] * 4
+    folder = save_policy(tmp_path, [replace(bodies[0], action_kinds=kinds, learned_kinds=kinds)])
+    policy = PriorVLAPolicy.from_pretrained(folder, backbone=tiny_backbone)
+    assert policy.predict_chunk(episode(3)[0]).shape == (6, 4)
+    with pytest.raises(ValueError, match=r"actions of 'small' were recorded relative .* predict_chunk yourself"):
+        policy.select_action(episode(3)[0])
 
 
 def test_to_warm_up_changes_no_episode(make_policy):

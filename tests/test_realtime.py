@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from priorvla.configuration.embodiment import Embodiment
+from priorvla.deployment import realtime
 from priorvla.deployment.action_limits import ActionLimits
 from priorvla.deployment.policy import PriorVLAPolicy
 from priorvla.deployment.realtime import RealTimePolicy
@@ -201,6 +202,67 @@ def test_a_chunk_from_long_ago_is_thrown_away_when_the_robot_was_held(make_polic
         clock[0] += 0.1
     assert robot.statistics.predictions == 0 and robot.statistics.stale == 1
     np.testing.assert_array_equal(actions[6:], actions[5:6] * 6)
+
+
+@pytest.mark.parametrize("delay", [1, 3])
+def test_after_a_pause_in_which_the_caller_held_the_robot_only_what_is_seen_now_is_acted_on(make_policy, delay):
+    clock, executor, policy = [0.0], DelayedExecutor(delay), make_policy()
+    robot = RealTimePolicy(policy, executor=executor, max_observation_age=0.35, clock=lambda: clock[0], delay=delay)
+    made = recorded(policy)
+
+    def step(number: int, command) -> np.ndarray:
+        action = command({**seen(number), "time": clock[0]})
+        executor.tick()
+        clock[0] += 0.1
+        return action
+
+    for number in range(4):
+        step(number, robot.act)
+    begun, planned = len(made), robot.statistics.predictions
+    held = [step(0, lambda _: robot.hold()) for _ in range(50)]  # the cameras were away
+    assert robot.statistics.held == 50
+    after = [step(100 + number, robot.act) for number in range(delay + 1)]
+    np.testing.assert_array_equal(after[:-1], held[:1] * delay)  # held on, until there is a chunk from now
+    assert len(made) == begun + 1 and robot.statistics.predictions == planned + 1
+    np.testing.assert_array_equal(after[-1], made[-1][1][0])
+
+
+def test_a_chunk_that_comes_when_nobody_has_asked_for_long_is_thrown_away(make_policy):
+    clock, executor = [0.0], DelayedExecutor(2)
+    robot = RealTimePolicy(make_policy(), executor=executor, max_observation_age=0.2, clock=lambda: clock[0], delay=2)
+    for step in range(4):
+        robot.act({**seen(step), "time": clock[0]})
+        executor.tick()
+        clock[0] += 0.1
+    assert robot._running is not None or robot.statistics.predictions
+    planned, stale = robot.statistics.predictions, robot.statistics.stale
+    executor.tick()
+    clock[0] += 5
+    robot.act({**seen(9), "time": clock[0]})
+    assert (robot.statistics.predictions, robot.statistics.stale) == (planned, stale + 1)
+
+
+def test_a_model_that_is_slow_but_on_time_is_not_taken_for_a_pause(make_policy):
+    clock, executor = [0.0], DelayedExecutor(3)
+    robot = RealTimePolicy(make_policy(), executor=executor, max_observation_age=0.15, clock=lambda: clock[0], delay=3)
+    for step in range(40):
+        robot.act({**seen(step), "time": clock[0]})
+        executor.tick()
+        clock[0] += 0.1
+    assert robot.statistics.stale == robot.statistics.held == 0 and robot.statistics.predictions > 8
+
+
+@pytest.mark.parametrize(("pace", "warnings"), [(RATE, 0), (1.4 * RATE, 0), (10 * RATE, 1)])
+def test_a_loop_that_is_quicker_than_the_robots_data_is_told_once(make_policy, monkeypatch, pace, warnings):
+    told, clock, executor = [], [0.0], DelayedExecutor(1)
+    monkeypatch.setattr(realtime.logger, "warning", lambda text, *values: told.append(text % values))
+    robot = RealTimePolicy(make_policy(), executor=executor, clock=lambda: clock[0])
+    for step in range(50):
+        robot.act(seen(step))
+        executor.tick()
+        clock[0] += 1 / pace
+    assert len(told) == warnings
+    assert all("called 100 times a second, and 'arm' is controlled 10 times" in text for text in told)
 
 
 def test_one_slow_prediction_does_not_change_how_the_next_ones_begin(make_policy):
