@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -283,8 +285,22 @@ def test_a_reset_starts_new_episodes_and_another_number_of_robots_in_between_is_
     assert torch.equal(make_policy(checkpoint).select_action(given), first), "the same seed, the same actions"
 
 
-def test_a_chunk_goes_on_from_what_will_be_executed_anyway(checkpoint, make_policy):
-    policy = make_policy(checkpoint)
+@pytest.fixture(scope="module")
+def make_checkpoint(save_policy, bodies, tmp_path_factory):
+    """`(kinds=..., **fields)`: of the small body, whose actions are of these kinds; without a past."""
+    saved: dict[Any, Path] = {}
+
+    def make(kinds: tuple[str, ...] = ("absolute",) * 4, **fields: Any) -> Path:
+        if (key := (kinds, *fields.items())) not in saved:
+            body = replace(bodies[0], action_kinds=list(kinds), learned_kinds=list(kinds))
+            saved[key] = save_policy(tmp_path_factory.mktemp("kinds"), [body], fusion="cross", **fields)
+        return saved[key]
+
+    return make
+
+
+def test_a_chunk_goes_on_from_what_will_be_executed_anyway(make_checkpoint, make_policy):
+    policy = make_policy(make_checkpoint())
     given = observation(batch(rows=1))
     chunk = policy.predict_action_chunk(given)
     assert chunk.shape == (1, 6, 4)
@@ -298,6 +314,53 @@ def test_a_chunk_goes_on_from_what_will_be_executed_anyway(checkpoint, make_poli
         policy.predict_action_chunk(
             observation(batch(rows=2)), inference_delay=1, prev_chunk_left_over=torch.zeros(2, 4)
         )
+
+
+@pytest.mark.parametrize(("kinds", "behind"), [(("absolute",) * 4, 1), (("delta",) * 4, 0)], ids=["targets", "moves"])
+def test_steps_that_are_truly_zero_are_known_too(make_checkpoint, make_policy, kinds, behind):
+    policy, given = make_policy(make_checkpoint(kinds)), observation(batch(rows=1))
+    left_over = torch.zeros(4, 4)
+    left_over[0] = 0.3
+    left_over[3 - behind] = 0.1  # of targets, the last row is filled up
+    chunk = policy.predict_action_chunk(given, inference_delay=3, prev_chunk_left_over=left_over)
+    assert torch.equal(chunk[0, :3], left_over[:3])
+    still = policy.predict_action_chunk(given, inference_delay=2, prev_chunk_left_over=torch.zeros(4, 4))
+    assert (not still[0, :2].any()) == (kinds[0] == "delta")
+
+
+def test_real_time_chunking_is_refused_where_nobody_tells_what_was_executed(
+    checkpoint, make_checkpoint, make_policy, tmp_path
+):
+    limits = tmp_path / "limits.yaml"
+    limits.write_text("max_rate: 1.0\nstart: [null, null, null, null]\n")
+    refused = {
+        "looks back": make_policy(checkpoint),
+        "recorded relative": make_policy(make_checkpoint(("relative",) * 4)),
+        "inference.type=sync": make_policy(make_checkpoint(), action_limits=str(limits)),
+    }
+    for reason, policy in refused.items():
+        assert not policy.supports_rtc()
+        with pytest.raises(ValueError, match=f"no real-time chunking: .*{reason}"):
+            policy.predict_action_chunk(observation(batch(rows=1)), inference_delay=0)
+    with pytest.raises(ValueError, match="from command to command"):
+        refused["inference.type=sync"].predict_action_chunk(observation(batch(rows=1)))
+    with pytest.raises(ValueError, match="actions of 'small' were recorded relative"):
+        refused["recorded relative"].select_action(observation(batch(rows=1)))
+
+
+def test_limits_of_a_file_are_kept_by_actions_and_their_range_by_chunks(make_checkpoint, make_policy, tmp_path):
+    limits, given = tmp_path / "limits.yaml", observation(batch(rows=1))
+    limits.write_text("low: -0.2\nhigh: [0.1, 0.2, 0.2, null]\n")
+    policy = make_policy(make_checkpoint(), action_limits=str(limits))
+    high = torch.tensor([0.1, 0.2, 0.2, torch.inf])
+    for actions in (policy.predict_action_chunk(given)[0], policy.select_action(given)):
+        assert (actions >= -0.2).all() and (actions <= high).all() and (actions[:, :3] == high[:3]).any()
+    limits.write_text("max_rate: [1.0, 1.0, 1.0, null]\nstart: [s0, s1, s2, null]\n")
+    policy = make_policy(make_checkpoint(), action_limits=str(limits))
+    moved = policy.select_action(given)[0, :3] - given["observation.state"][0]
+    assert moved.abs().max() == pytest.approx(0.1, abs=1e-5)  # at 10 Hz
+    policy.save_pretrained(tmp_path / "saved")
+    assert "limits.yaml" not in (tmp_path / "saved/config.json").read_text()
 
 
 # --- saving and converting --------------------------------------------------------------------------------------------
@@ -355,6 +418,28 @@ def test_what_was_trained_in_lerobot_is_a_checkpoint_of_ours(lerobot, checkpoint
     ours = RobotPolicy.from_pretrained(folder, backbone=tiny_backbone, embodiment="small")
     for name, value in ours.model.state_dict().items():
         assert torch.equal(value, policy.model.state_dict()[name]), name
+
+
+def test_a_policy_folder_on_the_hub_is_taken_by_its_id(lerobot, checkpoint, hub, tmp_path):
+    folder = lerobot.convert.to_lerobot(checkpoint, tmp_path / "policy", embodiment="small")
+    shutil.copytree(folder, hub.repository("models", "me/policy"))
+    assert files_of(lerobot.convert.from_lerobot("me/policy", tmp_path / "back")) == files_of(checkpoint)
+    with pytest.raises(FileNotFoundError, match="does not exist: pass a policy folder, or its Hub id"):
+        lerobot.convert.from_lerobot("no/such/folder", tmp_path / "other")
+
+
+def test_a_conversion_that_is_interrupted_leaves_nothing_and_can_be_made_again(
+    lerobot, checkpoint, monkeypatch, tmp_path
+):
+    def interrupted(config: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lerobot.convert, "make_priorvla_pre_post_processors", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            lerobot.convert.to_lerobot(checkpoint, tmp_path / "policy", embodiment="small")
+    assert not list(tmp_path.iterdir())
+    lerobot.convert.to_lerobot(checkpoint, tmp_path / "policy", embodiment="small")
 
 
 def test_the_command_converts_and_names_what_is_wrong(lerobot, checkpoint, tmp_path, capsys):

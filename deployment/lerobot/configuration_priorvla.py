@@ -31,6 +31,8 @@ class PriorVLAConfig(PreTrainedConfig):
         chunk_size: H; the checkpoint's, do not set it.
         n_action_steps: steps of a chunk that are executed before the next is predicted. Default: half of it.
         num_inference_steps: denoising steps; default the checkpoint's.
+        action_limits: file of what the robot may be told (`ActionLimits.from_file`). Likewise not written: name it with
+            every command that moves a robot.
         noise_seed: of the noise from which chunks are made.
         optimizer_lr, optimizer_weight_decay, optimizer_grad_clip_norm, optimizer_backbone_lr: AdamW's; the last is of a
             backbone that the checkpoint trains. Our choice of values: those of `priorvla finetune`'s stage.
@@ -46,6 +48,7 @@ class PriorVLAConfig(PreTrainedConfig):
     chunk_size: int | None = None
     n_action_steps: int | None = None
     num_inference_steps: int | None = None
+    action_limits: str | None = None
     noise_seed: int = 0
 
     normalization_mapping: dict[str, NormalizationMode] = field(
@@ -134,7 +137,7 @@ class PriorVLAConfig(PreTrainedConfig):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """As LeRobot's, without the places of this machine: what is saved brings its own checkpoint."""
-        places: dict[str, Any] = {"checkpoint": None, "backbone": None, "pretrained_path": None}
+        places: dict[str, Any] = {"checkpoint": None, "backbone": None, "action_limits": None, "pretrained_path": None}
         portable: Any = replace(self, **places)
         super(PriorVLAConfig, portable)._save_pretrained(save_directory)
 

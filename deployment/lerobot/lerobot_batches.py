@@ -39,7 +39,7 @@ def observations_of(batch: Mapping[str, Any], body: Embodiment, *, language: boo
     rows: list[Observation] = []
     texts = _instructions(batch, len(states)) if language else [""] * len(states)
     for row, (state, text) in enumerate(zip(states, texts, strict=True)):
-        pictures = {name: frames[row] for name, frames in seen.items()}
+        pictures = {name: seen[name][row] if name in seen else None for name in body.cameras}  # None: masked
         rows.append({"state": state, "images": pictures, "instruction": text})
     return rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,18 +15,23 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers.utils import logging
 
 from ...configuration.embodiment import Embodiment
 from ...modeling_priorvla.attached_backbone import TRAINED
 from ...modeling_priorvla.modeling_priorvla import PriorVLAModel
 from ...modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from ...training.stage_trainer import is_decayed
+from ..action_limits import ActionLimits
 from ..policy import PolicySession
 from ..policy import PriorVLAPolicy as RobotPolicy
 from .configuration_priorvla import PriorVLAConfig
 from .lerobot_batches import camera_of, chunks_of, observations_of
 
+logger = logging.get_logger(__name__)
+
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")  # of a whole repository
+MOTION = "limits on speed or jerk (max_rate, max_jerk)"
 CHECKPOINT_FOLDER = "priorvla"  # in a policy folder: our checkpoint, as it is
 
 
@@ -35,7 +41,7 @@ class PriorVLAPolicy(PreTrainedPolicy):
     A policy folder is LeRobot's `config.json` and pipelines beside the folder `priorvla`, which is our checkpoint,
     whole and unchanged: `priorvla evaluate`, `serve` and `publish` take it from there. In a run of `lerobot-train` the
     checkpoint is trained as it is configured (a frozen backbone stays frozen), on single observations: a model with
-    `use_history` is trained without its past there, and has it when it acts.
+    `use_history` is trained without its past there, and has it in `select_action`.
 
     Args:
         config: names the checkpoint.
@@ -62,6 +68,9 @@ class PriorVLAPolicy(PreTrainedPolicy):
         if model is None or processor is None:
             model, processor = _load(config, config.checkpoint)
         self.model, self.processor = model, processor
+        self._limits: ActionLimits | None = None
+        if config.action_limits is not None:
+            self._limits = ActionLimits.from_file(config.action_limits, processor.embodiment(config.embodiment))
         self._seeds = itertools.count(config.noise_seed)
         self.reset()
         config.embodiment = self.robot.embodiment.name
@@ -148,7 +157,10 @@ class PriorVLAPolicy(PreTrainedPolicy):
             state=np.stack([observation["state"] for observation in observations]),
             actions=actions,
             action_mask=real,
-            images=[observation["images"] for observation in observations],
+            images=[
+                {camera: own for camera, own in observation["images"].items() if own is not None}
+                for observation in observations
+            ],
             text=[observation["instruction"] for observation in observations] if self.model.config.language else None,
         ).to(self.model.device)
         draws = self.model.draw(len(actions), inputs["actions"].shape[1])
@@ -173,14 +185,15 @@ class PriorVLAPolicy(PreTrainedPolicy):
             embodiment=config.embodiment,
             execute_steps=config.n_action_steps,
             num_inference_steps=config.num_inference_steps,
+            limits=self._limits,
         )
         self._sessions: list[PolicySession] = []
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any]) -> Tensor:
-        """The next action (B, D) of every robot in the batch, in its units; one chunk serves several calls.
+        """The next action (B, D) of every robot in the batch, in its units and limits; one chunk serves several calls.
 
-        Raises ValueError when the number of robots changes in the middle of an episode.
+        Raises ValueError when the number of robots changes in the middle of an episode, and as our own policy's `act`.
         """
         self.eval()
         observations = observations_of(batch, self.robot.embodiment, language=self.model.config.language)
@@ -200,20 +213,59 @@ class PriorVLAPolicy(PreTrainedPolicy):
         For real-time chunking, of a batch of one: `prev_chunk_left_over` (T, D) is what is left of the chunk before, of
         which the first `inference_delay` steps will be executed anyway. The chunk begins with them and goes on from
         them, as it was trained to (a clean prefix), instead of being guided towards them.
+
+        Of limits only `low` and `high` can be kept here. Raises ValueError where there are others, because whoever
+        executes the chunk does not say which steps, and on real-time chunking of a policy that does not support it.
         """
         self.eval()
+        if inference_delay is not None and (reason := self._against_rtc()):
+            raise ValueError(f"no real-time chunking: {reason}")
+        limits = None if self._limits is None else self._limits.arrays(self.robot.embodiment)
+        if limits is not None and _limits_motion(limits):
+            raise ValueError(f"{MOTION} are kept from command to command, which a chunk is not: use select_action")
         observations = observations_of(batch, self.robot.embodiment, language=self.model.config.language)
         prefixes = None
         if prev_chunk_left_over is not None and inference_delay:
             if len(observations) != 1:
                 raise ValueError(f"real-time chunking is of one robot, the batch has {len(observations)}")
-            prefixes = [_known_steps(prev_chunk_left_over, min(inference_delay, self.config.chunk_size))]
+            prefixes = [self._known_steps(prev_chunk_left_over, min(inference_delay, self.config.chunk_size))]
         chunks = self.robot.predict(self._sessions_of(len(observations)), observations, prefixes)
+        if limits is not None:
+            chunks = np.clip(chunks, limits["low"], limits["high"]).astype(chunks.dtype)
         return torch.from_numpy(chunks).to(self.model.device)
 
     def supports_rtc(self) -> bool:
-        """Whether the model was trained with clean prefixes."""
-        return self.model.config.prefix_probability > 0
+        """Whether LeRobot may drive a robot with it by real-time chunking; where not, it says why in the log."""
+        if reason := self._against_rtc():
+            logger.warning("no real-time chunking: %s", reason)
+        return not reason
+
+    def _against_rtc(self) -> str | None:
+        """Why it cannot be, if it cannot."""
+        if self.model.config.prefix_probability == 0:
+            return "this policy was trained without clean prefixes (prefix_probability=0)"
+        if self.model.config.use_history:
+            return (
+                "this policy looks back (use_history), and LeRobot does not tell it what was seen and done in between"
+            )
+        if "relative" in self.robot.embodiment.action_kinds:
+            return "its actions were recorded relative to the state at a chunk's start, and chunks overlap"
+        if self._limits is not None and _limits_motion(self._limits.arrays(self.robot.embodiment)):
+            return (
+                f"{MOTION} are kept from command to command, and LeRobot takes whole chunks: use --inference.type=sync"
+            )
+        return None
+
+    def _known_steps(self, left_over: Tensor, delay: int) -> NDArray[np.float32]:
+        """The first `delay` steps, without the zeros by which LeRobot fills up what is shorter.
+
+        Of a robot that is told by displacements alone zeros are as true: where nothing is left, it stands still.
+        """
+        steps = left_over.detach().float().cpu().numpy()
+        if any(kind != "delta" for kind in self.robot.embodiment.action_kinds):
+            real = np.flatnonzero(steps.any(axis=1))
+            steps = steps[: real[-1] + 1 if len(real) else 0]
+        return steps[:delay]
 
     def _sessions_of(self, count: int) -> list[PolicySession]:
         if not self._sessions:
@@ -252,11 +304,8 @@ def _load(config: PriorVLAConfig, checkpoint: str | None) -> tuple[PriorVLAModel
     return model, PriorVLAProcessor.from_pretrained(checkpoint)
 
 
-def _known_steps(left_over: Tensor, delay: int) -> NDArray[np.float32]:
-    """The first `delay` steps, without the zeros by which LeRobot fills up what is shorter."""
-    steps = left_over[:delay].detach().float().cpu().numpy()
-    real = np.flatnonzero(steps.any(axis=1))
-    return steps[: real[-1] + 1 if len(real) else 0]
+def _limits_motion(limits: Mapping[str, NDArray[np.float64]]) -> bool:
+    return any(bool(np.isfinite(limits[name]).any()) for name in ("max_rate", "max_jerk"))
 
 
 __all__ = ["CHECKPOINT_FOLDER", "PriorVLAPolicy", "require_features"]
