@@ -38,6 +38,7 @@ from report_file import made_with, write_report
 from priorvla.configuration.recipe import load_recipe
 from priorvla.deployment.environments.libero_robots import ARMS, libero_embodiment
 from priorvla.deployment.environments.registry import expand_tasks, make_environment
+from priorvla.deployment.environments.trial_starts import start_seed
 from priorvla.hub_cards.intervals import wilson_interval
 from priorvla.hub_cards.plots import success_by_task
 from priorvla.hub_cards.report import Report
@@ -149,7 +150,7 @@ class LiberoPro:
         tasks = {split: expand_tasks("libero", [SPLITS[split]]) for split in splits}
         for task in (task for own in tasks.values() for task in own):
             if len(known.get(task, [])) < trials:
-                known[task] = solved_by_expert(task, arm, trials, self.options.max_episode_steps)
+                known[task] = solved_by_expert(task, arm, self.options)
                 file.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
         return {
             split: (sum(sum(known[task][:trials]) for task in own), trials * len(own)) for split, own in tasks.items()
@@ -180,14 +181,14 @@ class LiberoPro:
         return folder
 
 
-def solved_by_expert(task: str, arm: str, trials: int, most_steps: int) -> list[bool]:
-    """Whether the scripted expert solves each of a task's first recorded starts; an expert without a way does not."""
+def solved_by_expert(task: str, arm: str, options: argparse.Namespace) -> list[bool]:
+    """Whether the scripted expert solves each start of the policies' first trials; an expert without a way does not."""
     environment = make_environment("libero", task, robot=arm, starts="recorded", render=False)
     outcomes = []
-    for trial in range(trials):
-        _, info = environment.reset(seed=trial)
+    for trial in range(options.expert_trials):
+        _, info = environment.reset(seed=start_seed(options.seed, trial))
         with suppress(NotImplementedError):
-            for _ in range(most_steps):
+            for _ in range(options.max_episode_steps):
                 *_, info = environment.step(environment.expert_action())
                 if info["success"]:
                     break

@@ -12,6 +12,7 @@ from ..hub_cards.privacy import scrub
 from .checkpoint_identity import checkpoint_identity
 from .compilation import require_compiler
 from .driven_robots import driven_robots
+from .environments.registry import require_starts
 from .evaluation import EvaluationResult, evaluate_policy
 from .evaluation_arguments import check_evaluation
 from .evaluation_report import summary, write_evaluation
@@ -54,9 +55,9 @@ def evaluate_checkpoint(
     compiles its policy before its first trial (`compile_expert`). The report names the checkpoint by its Hub id or
     relative path, of an absolute path the last component alone.
 
-    Raises ValueError or FileNotFoundError before the policy is loaded: as `check_evaluation`, as `driven_robots`, and
-    as `TrialRecords` when `output_dir` has trials of other settings or of another state of the checkpoint. RuntimeError
-    when there is nothing to compile with.
+    Raises ValueError or FileNotFoundError before the policy is loaded: as `check_evaluation`, as `require_starts`, as
+    `driven_robots`, and as `TrialRecords` when `output_dir` has trials of other settings or of another state of the
+    checkpoint. RuntimeError when there is nothing to compile with.
     """
     check_evaluation(
         checkpoint,
@@ -77,6 +78,7 @@ def evaluate_checkpoint(
     if compile:
         require_compiler(device)
     options = dict(environment_options or {})
+    require_starts(env, tasks, trials, options)
     driven = driven_robots(checkpoint, env, tasks[0], options, robots, embodiments, action_limits)
     settings = {
         robot.name: {

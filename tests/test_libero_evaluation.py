@@ -51,6 +51,8 @@ def test_splits_and_arms_are_evaluated_together_and_counted_apart(checkpoint, ti
     capsys.readouterr()
     assert main([*command, "--arm", "panda", "--suite", SWAP, TASK]) == 2
     assert "finished trials of the arm 'libero_ur5e_eef': name it in --arm too" in capsys.readouterr().err
+    assert main([*command, "--suite", SWAP, "--trials", "51"]) == 2
+    assert "50 recorded starts, 51 trials would repeat some: use --trials 50" in capsys.readouterr().err
     command[command.index("recorded")] = "drawn"
     assert main([*command, *both]) == 2
     assert "another environment options" in capsys.readouterr().err

@@ -30,6 +30,7 @@ from .live_cameras import LiveCameras
 from .mesh_simplification import simplify_meshes
 from .offscreen_rendering import OffscreenRenderer
 from .registry import require_experts
+from .trial_starts import trial_of
 
 STARTS = ("drawn", "recorded")
 COLLISION_GROUP = 0  # robosuite's shapes for contacts, which nobody should see
@@ -59,8 +60,9 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         robot: `panda`, `iiwa`, `ur5e` or `kinova3`.
         action_space: `eef` or `joint`.
         starts: `drawn` from LIBERO's own distributions by the seed, or `recorded`: the benchmark's 50 starts of the
-            task, number `seed` of them, from 0 again after the last. They were recorded with the Panda; another arm
-            meets the same things at the same places, and starts as it always does. For evaluations, not for training.
+            task. `reset(seed=i)` is number i of them, and so is trial i of an evaluation, whatever its seed
+            (`trial_of`); there are no others. They were recorded with the Panda; another arm meets the same things at
+            the same places, and starts as it always does. For evaluations, not for training.
         image_size: side of a picture in pixels.
         max_episode_steps: `truncated` is true from this step on (20 steps are a second).
         render: without it `images` is empty and no OpenGL is touched.
@@ -102,9 +104,7 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self.max_episode_steps = max_episode_steps
         self._image_size = image_size
         self._in_joints = action_space == "joint"
-        self._recorded = starts == "recorded"
-        if self._recorded:
-            recorded_starts(task)
+        self._recorded = len(recorded_starts(task)) if starts == "recorded" else 0
         self._scene = LiberoScene(task, robot, action_space)
         self._renderer: OffscreenRenderer | None = None
         self._cameras = LiveCameras(list(CAMERAS) if render else [], self._draw)
@@ -134,11 +134,14 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Starts an episode; `seed` places all things. Returns `(observation, {"success": False})`.
 
-        Without a seed the next places are drawn, of the recorded starts one.
+        Without a seed the next places are drawn, of the recorded starts one. Raises ValueError where `seed` asks for a
+        recorded start that is none.
         """
+        if self._recorded and seed is not None:
+            seed = trial_of(seed)
         super().reset(seed=seed)
         drawn = int(self.np_random.integers(2**31))
-        self._scene.reset(drawn, (drawn if seed is None else seed) if self._recorded else None)
+        self._scene.reset(drawn, (drawn % self._recorded if seed is None else seed) if self._recorded else None)
         self._rest = self._scene.joints
         self._expert = None
         self._steps = 0

@@ -89,8 +89,8 @@ class LiberoScene:
     def reset(self, seed: int, recorded: int | None = None) -> None:
         """Places arm and things; the same arguments give the same scene, whatever was before.
 
-        With `recorded` movable things are where the benchmark's own start of that number has them; numbers beyond the
-        last begin anew. Raises as `recorded_starts`.
+        With `recorded` movable things are where the benchmark's own start of that number has them. Raises as
+        `recorded_starts`, and ValueError on a number that it has not.
         """
         for fixture in self._simulation.fixtures:
             # LIBERO adds where a fixture stands to where a thing stands on it, reading the former from the model: it
@@ -110,7 +110,12 @@ class LiberoScene:
     def _place_as_recorded(self, number: int) -> None:
         # A start is time, positions and velocities of the Panda's scene: those of arm and gripper, then of all else.
         starts = recorded_starts(self._task)
-        start = starts[number % len(starts)]
+        if number >= len(starts):
+            raise ValueError(
+                f"{self._task!r} has {len(starts)} recorded starts, there is no number {number}: run at most "
+                f"{len(starts)} trials, or use starts='drawn'"
+            )
+        start = starts[number]
         arm = len(self._joints) + len(self._fingers)
         positions, velocities = self.model.nq - arm, self.model.nv - arm
         panda = (len(start) - 1 - positions - velocities) // 2

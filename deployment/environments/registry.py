@@ -117,6 +117,21 @@ def require_experts(name: str, tasks: Sequence[str]) -> None:
             raise ValueError(f"{name} has no scripted expert for {task!r}, but for those of: {', '.join(scripted)}")
 
 
+def require_starts(name: str, tasks: Sequence[str], trials: int, options: Mapping[str, Any]) -> None:
+    """Raises ValueError when one of `tasks` has fewer starts than `trials`, which would repeat them; `options` are the
+    environment's. Only recorded starts are ever too few."""
+    if name != "libero" or options.get("starts") != "recorded":
+        return
+    from .libero_scene import recorded_starts
+
+    for task in tasks:
+        if trials > (most := len(recorded_starts(task))):
+            raise ValueError(
+                f"{task!r} has {most} recorded starts, {trials} trials would repeat some: use --trials {most}, or "
+                "--starts drawn"
+            )
+
+
 def require_tasks(name: str, tasks: Sequence[str]) -> None:
     """Raises ValueError when `tasks` is empty, or holds one that the simulator `name` does not have or one twice."""
     known = list_tasks(name)
@@ -164,5 +179,6 @@ __all__ = [
     "list_tasks",
     "make_environment",
     "require_experts",
+    "require_starts",
     "require_tasks",
 ]
