@@ -25,6 +25,7 @@ from priorvla import (
     load_trajectories,
 )
 from priorvla.configuration.embodiment import load_embodiments
+from priorvla.configuration.embodiment_registry import load_embodiment
 from priorvla.hub_cards.bundled_code import bundle_code
 from priorvla.hub_cards.checkpoints import kind_of
 from priorvla.hub_cards.publishing import publish
@@ -251,6 +252,17 @@ def test_a_policy_is_evaluated_in_an_environment_of_ones_own(
         "press the button: 0 of 2 episodes succeeded (0% to 66%)",
         "all tasks: 2 of 4 episodes succeeded (15% to 85%)",
     ]
+
+
+@pytest.mark.skipif(find_spec("gym_pusht") is None, reason="needs the extra 'pusht'")
+def test_a_policy_is_evaluated_in_an_environment_that_knows_nothing_of_priorvla(
+    run, save_policy, tiny_backbone, tmp_path
+):
+    body = replace(load_embodiment("pusht"), cameras=["top"]).with_statistics(np.eye(2), np.array([[0, 0], [512, 512]]))
+    checkpoint = save_policy(tmp_path / "policy", [body])
+    options = ["--trials", 2, "--max-episode-steps", 6, "--image-size", 28, "--backbone", tiny_backbone]
+    said = run("any_gymnasium_environment.py", checkpoint, *options)
+    assert said == "0 of 2 episodes succeeded\n"
 
 
 def test_a_policy_acts_where_priorvla_cannot_be_imported(save_policy, tiny_backbone, bodies, tmp_path):
