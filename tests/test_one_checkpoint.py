@@ -1,4 +1,4 @@
-"""A Gymnasium loop, a client over the network and LeRobot drive the same checkpoint."""
+"""A Gymnasium loop, an openpi client, our client and LeRobot drive the same checkpoint."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import torch
 if not all(map(find_spec, ("gymnasium", "msgpack", "prometheus_client", "websockets"))):
     pytest.skip("needs Gymnasium and the extra 'serve'", allow_module_level=True)
 import gymnasium
+import msgpack
+from websockets.sync.client import connect
 
 from priorvla.deployment.client import ChunkBroker, PolicyClient
 from priorvla.deployment.evaluation import evaluate_policy
@@ -46,6 +48,34 @@ class Arm(gymnasium.Env):
         return self.seen(), 0.0, False, self.steps == 8, {"success": False}
 
 
+def drive_as_openpi_does(port: int, robot: Arm) -> None:
+    """Written from the protocol alone, with openpi's keys: a chunk is asked for, begun, and asked for again."""
+
+    def plain(array: np.ndarray) -> dict[bytes, Any]:
+        return {
+            b"__ndarray__": True,
+            b"data": array.tobytes(),
+            b"dtype": array.dtype.str,
+            b"shape": array.shape,
+        }
+
+    seen, over = robot.reset()[0], False
+    with connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None, proxy=None) as connection:
+        metadata = msgpack.unpackb(connection.recv(30))
+        while not over:
+            observation = {
+                "observation/image": seen["images"]["front"],
+                "observation/state": seen["state"],
+                "prompt": robot.instruction,
+            }
+            connection.send(msgpack.packb(observation, default=plain))
+            told = msgpack.unpackb(connection.recv(30))["actions"]
+            chunk = np.frombuffer(told[b"data"], told[b"dtype"]).reshape(told[b"shape"])
+            for action in chunk[: metadata["execute_steps"]]:
+                if not over:
+                    seen, _, _, over, _ = robot.step(action)
+
+
 def lerobots_policy(stand_in: Any, plugin: Any, checkpoint: Path, backbone: Path) -> Any:
     """As LeRobot makes it for a robot of such features."""
     kind, types = stand_in.PolicyFeature, stand_in.FeatureType
@@ -62,12 +92,13 @@ def lerobots_policy(stand_in: Any, plugin: Any, checkpoint: Path, backbone: Path
     return stand_in.policy_class(config)(config=config, dataset_stats={}, dataset_meta=None)
 
 
-def test_one_checkpoint_drives_a_gymnasium_loop_a_client_over_the_network_and_a_robot_of_lerobots_alike(
-    lerobot, save_policy, bodies, tiny_backbone, tmp_path
+@pytest.mark.parametrize("history", [{}, {"use_history": True, "history_size": 4}], ids=["without", "with a past"])
+def test_one_checkpoint_drives_a_gymnasium_loop_clients_over_the_network_and_a_robot_of_lerobots_alike(
+    lerobot, save_policy, bodies, tiny_backbone, tmp_path, history
 ):
-    checkpoint = save_policy(tmp_path, bodies, fusion="cross", use_history=True, history_size=4)
+    checkpoint = save_policy(tmp_path, bodies, fusion="cross", **history)
     ours = PriorVLAPolicy.from_pretrained(checkpoint, backbone=tiny_backbone, embodiment="small")
-    gym, network, lerobots = [], [], []
+    gym, network, openpis, lerobots = [], [], [], []
     evaluate_policy(ours, [TASK], environment=partial(Arm, commands=gym), trials=1)
 
     robot = Arm(TASK, network)
@@ -77,6 +108,7 @@ def test_one_checkpoint_drives_a_gymnasium_loop_a_client_over_the_network_and_a_
         broker.reset(seed=0)
         while not over:
             seen, _, _, over, _ = robot.step(broker.select_action({**seen, "prompt": robot.instruction}))
+        drive_as_openpi_does(port, Arm(TASK, openpis))
 
     robot, policy = Arm(TASK, lerobots), lerobots_policy(lerobot.stand_in, lerobot.plugin, checkpoint, tiny_backbone)
     seen, over = robot.reset()[0], False
@@ -89,3 +121,6 @@ def test_one_checkpoint_drives_a_gymnasium_loop_a_client_over_the_network_and_a_
     assert len(gym) == 8
     np.testing.assert_array_equal(gym, network)
     np.testing.assert_array_equal(gym, lerobots)
+    if history:  # openpi's protocol has no word for a past: the first chunk alone is the same
+        gym, openpis = gym[: ours.execute_steps], openpis[: ours.execute_steps]
+    np.testing.assert_array_equal(gym, openpis)
