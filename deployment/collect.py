@@ -14,12 +14,12 @@ from tqdm.auto import tqdm
 from ..configuration.embodiment import Embodiment
 from ..hub_cards.card import require_license
 from ..training.data.lerobot_writer import LeRobotDatasetWriter
+from ..training.data.picture_interval import COLLECTION_FILE
 from ..training.dataset_cards import write_dataset_card
 from .collection_card import collection_origin, units_of
 from .demonstrations import DemonstrationJob, DemonstrationSettings, make_demonstrations
 from .environments.registry import make_environment, require_experts, require_tasks
 
-SUMMARY_FILE = "meta/collection.json"
 ATTEMPTS = 10  # starts tried for one demonstration; Meta-World's experts solve 98 % of theirs
 
 
@@ -28,7 +28,9 @@ class CollectionSummary:
     """What was collected, as `meta/collection.json` has it.
 
     Args:
-        environment, seed: as passed to `collect`.
+        environment, seed, noise, environment_options: as passed to `collect`.
+        embodiment: the robot's name.
+        image_size, image_every: side of a picture in pixels, and steps from one to the next; None and 1 without any.
         episodes, frames: totals of the dataset.
         success_rates: per task, solved starts / tried starts of the expert (noisy ones included).
         success_required: whether episodes without success were left out; where not, success is not the criterion.
@@ -37,6 +39,11 @@ class CollectionSummary:
 
     environment: str
     seed: int
+    embodiment: str = ""
+    environment_options: dict[str, Any] = field(default_factory=dict)
+    noise: float | None = None
+    image_size: int | None = None
+    image_every: int = 1
     episodes: int = 0
     frames: int = 0
     success_rates: dict[str, float] = field(default_factory=dict)
@@ -89,7 +96,7 @@ def collect(
         image_size: side of the pictures in pixels.
         image_every: a picture is drawn at every so many steps of an episode, from its first, and stands until the next,
             as of a camera that is slower than the robot: collecting takes less time, and a training whose windows start
-            there (`--frame-stride`) misses nothing.
+            there (`--frame-stride`) misses nothing. One whose windows start elsewhere is refused.
         video: H.264 videos instead of PNG images.
         environment_options: further arguments of the environment's class, for example `{"robot": "ur5e"}`.
         license: of the data, by the Hub's identifier, for the card; it names none by default, because they are yours.
@@ -125,7 +132,16 @@ def collect(
     ]
     body, success_required, longest = _described(environment, tasks[0], options)
     cameras = dict.fromkeys(body.cameras, (image_size, image_size)) if images else {}
-    summary = CollectionSummary(environment, seed, success_required=success_required)
+    summary = CollectionSummary(
+        environment,
+        seed,
+        embodiment=body.name,
+        environment_options=dict(environment_options or {}),
+        noise=noise,
+        image_size=image_size if cameras else None,
+        image_every=image_every if cameras else 1,
+        success_required=success_required,
+    )
     attempts, solved = dict.fromkeys(tasks, 0), dict.fromkeys(tasks, 0)
     with (
         LeRobotDatasetWriter(output_dir, body, cameras, overwrite=overwrite, video=video) as writer,
@@ -148,13 +164,14 @@ def collect(
             summary.starts.append({"task": task, "start_seed": demonstration.start_seed, "noise": demonstration.noise})
         summary.episodes = len(jobs)
         summary.success_rates = {task: solved[task] / attempts[task] for task in tasks}
-        writer.add_file(SUMMARY_FILE, json.dumps(asdict(summary), indent=2) + "\n")
+        writer.add_file(COLLECTION_FILE, json.dumps(asdict(summary), indent=2) + "\n")
     origin = collection_origin(
         environment,
         summary.success_rates,
         success_required=success_required,
         noise=noise,
         seed=seed,
+        image_every=summary.image_every,
         options=environment_options,
     )
     write_dataset_card(output_dir, license=license, origin=origin, units=units_of(body.name))
@@ -163,7 +180,7 @@ def collect(
 
 def load_collection_summary(dataset: str | Path) -> CollectionSummary:
     """Reads the `meta/collection.json` of a collected dataset. Raises FileNotFoundError where there is none."""
-    return CollectionSummary(**json.loads((Path(dataset) / SUMMARY_FILE).read_text(encoding="utf-8")))
+    return CollectionSummary(**json.loads((Path(dataset) / COLLECTION_FILE).read_text(encoding="utf-8")))
 
 
 def _validate(tasks: list[str], environment: str, **numbers: float | None) -> None:

@@ -41,23 +41,35 @@ def collection_origin(
     success_required: bool,
     noise: float,
     seed: int,
+    image_every: int = 1,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The `origin` of `create_dataset_card`; `success_rates` are the expert's, by task, `options` the environment's."""
+    """The `origin` of `create_dataset_card`; `success_rates` are the expert's, by task, `options` the environment's.
+
+    Pictures are new at every `image_every`-th step.
+    """
     clean = (
         f"In every second episode Gaussian noise (standard deviation {noise:g}, in the simulator's unit of noise) was "
         "added to what was executed; labels are what the expert wanted then, and still clean: they show the way back."
         if noise
         else "No noise was added to what was executed."
     )
+    slow = (
+        "**The cameras are slower than the robot**: pictures are drawn at the steps "
+        f"0, {image_every}, {2 * image_every}, ... of an episode, and stand until the next. Train on windows that "
+        f"start there: `priorvla train --frame-stride {image_every}`.\n\n"
+        if image_every > 1
+        else ""
+    )
     return {
         "told": f"Scripted experts drove the robot in the simulator `{environment}`; `priorvla collect` recorded it. "
-        f"{clean}\n\n{SOLVED if success_required else MOTION} The table says what share of the starts that it tried "
-        "the expert solved. Every episode's start and noise are in `meta/collection.json`.",
+        f"{clean}\n\n{slow}{SOLVED if success_required else MOTION} The table says what share of the starts that it "
+        "tried the expert solved. Every episode's start and noise are in `meta/collection.json`.",
         "solved": dict(success_rates),
         "environment": environment,
         **(options or {}),
         "noise": noise,
+        "image_every": image_every,
         "seed": seed,
         "versions": installed_versions(("priorvla", *SIMULATORS.get(environment, ()), "numpy")),
     }

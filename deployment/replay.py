@@ -83,12 +83,16 @@ def relative_error(errors: ArrayLike, baseline: ArrayLike) -> float:
     return float(np.mean(own[moving] / other[moving])) if moving.any() else float("nan")
 
 
-def replay_episode(policy: ChunkPolicy, trajectory: Trajectory, seed: int = 0) -> ReplayedEpisode:
+def replay_episode(
+    policy: ChunkPolicy, trajectory: Trajectory, seed: int = 0, picture_interval: int = 1
+) -> ReplayedEpisode:
     """Asks `policy` for a chunk at every `execute_steps`-th step of `trajectory`, which has frames.
 
+    Where pictures are new at every `picture_interval`-th step only, at the next such step instead.
     What a policy with a memory remembers is what was recorded. The noise of a chunk depends on `seed` and its step.
     """
-    starts = np.arange(0, len(trajectory), policy.execute_steps)
+    between = -(-policy.execute_steps // picture_interval) * picture_interval
+    starts = np.arange(0, len(trajectory), between)
     cameras = policy.embodiment.cameras
     chunks = []
     for first in range(0, len(starts), BATCH):

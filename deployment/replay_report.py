@@ -20,6 +20,7 @@ from ..hub_cards.replay_plots import errors_by_step, relative_errors, replayed_a
 from ..hub_cards.report import Report
 from ..hub_cards.versions import installed_versions
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
+from ..training.data.picture_interval import picture_interval
 from ..training.data.readers import load_trajectories
 from ..training.data.trajectory import TrajectorySource
 from ..training.held_out import find_held_out
@@ -116,8 +117,9 @@ def replay_source(
     require_replayable(policy.embodiment, source, named=named)
     known = others if others is not None and len(others) else source
     mean = np.concatenate([trajectory.actions for trajectory in known.trajectories]).mean(0, dtype=np.float64)
+    every = picture_interval(source.root)
     episodes = [
-        replay_episode(policy, trajectory, seed)
+        replay_episode(policy, trajectory, seed, every)
         for trajectory in tqdm(source.trajectories, desc="replaying", unit="episode")
     ]
     errors = replay_errors(episodes, policy.embodiment, mean)

@@ -16,6 +16,7 @@ from priorvla.deployment.collection_card import collection_origin
 from priorvla.deployment.environments import make_environment
 from priorvla.hub_cards.dataset_card import create_dataset_card
 from priorvla.training.data.lerobot_writer import LeRobotDatasetWriter
+from priorvla.training.data.picture_interval import picture_interval
 from priorvla.training.data.readers import load_trajectories
 
 TASKS = ["handle-press", "coffee-button"]  # the experts' shortest
@@ -123,6 +124,12 @@ def test_a_slower_camera_shows_a_picture_until_the_next_and_changes_no_motion(da
     steps = range(len(one[2].actions))
     fresh = one[2].frames.read("corner2", steps)
     np.testing.assert_array_equal(other[0].frames.read("corner2", steps), [fresh[step - step % 4] for step in steps])
+    assert picture_interval(dataset) == 1 and picture_interval(slow) == 4
+    summary = load_collection_summary(slow)
+    assert (summary.embodiment, summary.noise, summary.image_size) == ("metaworld_sawyer", 0.15, 32)
+    card = (slow / "README.md").read_text(encoding="utf-8")
+    assert "0, 4, 8, ... of an episode" in card and "--frame-stride 4" in card
+    assert "slower than" not in (dataset / "README.md").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="image_every must be at least 1, got 0"):
         collect(tmp_path / "x", TASKS, 1, image_every=0)
 

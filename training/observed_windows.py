@@ -11,6 +11,7 @@ from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from .data.live_observations import LiveObservationDataset
 from .data.observation_dataset import ObservationDataset
+from .data.picture_interval import require_fresh_pictures
 from .data.trajectory import TrajectorySource
 from .data.trajectory_dataset import TrajectoryDataset
 
@@ -30,7 +31,10 @@ def observed_windows(
 
     With cached features, which lie in `cache_dir`; with pixels where features change (a backbone that is trained, or
     `adapted` by what is about to be put into it) or are continued from (a tail of the backbone's own).
+
+    Raises ValueError as `require_fresh_pictures`, where `stride` meets pictures of earlier steps.
     """
+    require_fresh_pictures(sources, stride)
     config, backbone = model.config, model.backbone
     windows = TrajectoryDataset(
         sources,
