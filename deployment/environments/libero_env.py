@@ -173,8 +173,8 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     def expert_action(self) -> NDArray[np.float32]:
         """What our scripted expert, which sees where things are, does now, without noise.
 
-        It must be asked from an episode's first step on. Raises NotImplementedError on a task that it cannot do:
-        `require_experts`, and things that are too wide for the gripper.
+        It must be asked from an episode's first step on. Raises NotImplementedError on a task that it cannot do, those
+        that `require_experts` refuses.
         """
         if self._rest is None:
             raise RuntimeError("call reset() before expert_action()")
