@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import connection, get_context, parent_process
@@ -22,7 +23,8 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 def worker_pool(num_workers: int, prepare: Callable[..., None], *arguments: Any) -> Iterator[ProcessPoolExecutor]:
     """A pool of `num_workers` spawned processes, in each of which `prepare(*arguments)` runs once.
 
-    What is still waiting when the block ends, by an error or Ctrl-C too, is dropped.
+    What is still waiting when the block ends, by an error or Ctrl-C too, is dropped. Raises RuntimeError, with usual
+    causes and remedies, when one of them was killed.
     """
     with (
         environment_variables(ONE_THREAD),
@@ -30,6 +32,12 @@ def worker_pool(num_workers: int, prepare: Callable[..., None], *arguments: Any)
     ):
         try:
             yield pool
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a worker process was killed, most often by the system because memory ran short: each holds a "
+                "simulator, and in an evaluation a policy. Use fewer, --workers N (num_workers=); an evaluation keeps "
+                'the trials that it has finished. (A script needs `if __name__ == "__main__":` around its call.)'
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
