@@ -443,6 +443,15 @@ def test_an_interrupted_or_dropped_writer_leaves_nothing(tmp_path, embodiment):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_writer_left_for_the_same_place_is_named(tmp_path, embodiment):
+    left = tmp_path / ".ds.partial-0123abcd"
+    left.mkdir()
+    (tmp_path / ".other.partial-0123abcd").mkdir()
+    with pytest.warns(UserWarning, match="half a dataset, of a process that was killed") as told:
+        write(tmp_path / "ds", embodiment, images=False)
+    assert len(told) == 1 and str(left) in str(told[0].message) and left.is_dir()
+
+
 def test_a_dataset_without_episodes_is_refused(tmp_path, embodiment):
     with pytest.raises(ValueError, match="at least one episode"), LeRobotDatasetWriter(tmp_path / "ds", embodiment):
         pass

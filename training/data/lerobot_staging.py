@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import shutil
+import warnings
 import weakref
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from .lerobot_layout import INFO_FILE
 class StagedFolder:
     """The hidden folder in which the dataset at `root` grows; `path` is made by whoever writes the first file.
 
-    It is removed when the writer is dropped or the interpreter ends before `publish`, though not by a forked child.
+    It is removed when the writer is dropped or the interpreter ends before `publish`, though not by a forked child. One
+    that a killed process has left for the same place is named in a warning: another process may still be writing it.
 
     Raises:
         FileExistsError: `root` exists and is not a LeRobot dataset that `overwrite` may replace.
@@ -25,6 +28,12 @@ class StagedFolder:
         self.path = root.parent / f".{root.name}.partial-{secrets.token_hex(4)}"
         self._overwrite = overwrite
         self._require_place()
+        for left in sorted(root.parent.glob(f".{glob.escape(root.name)}.partial-*")):
+            warnings.warn(
+                f"{left} is half a dataset, of a process that was killed or is still writing: nothing uses it, remove "
+                "it when none is",
+                stacklevel=3,
+            )
         self.remove = weakref.finalize(self, _remove, self.path, os.getpid())
 
     def publish(self) -> None:
