@@ -315,6 +315,8 @@ def _collect(options: dict[str, Any]) -> None:
     summary = load_collection_summary(folder)
     rate = sum(summary.success_rates.values()) / len(summary.success_rates)
     told = "" if summary.success_required else ", which is not the criterion here: unsolved episodes are kept"
+    for task, own in summary.success_rates.items():
+        print(f"{task}: the expert solved {own:.0%} of its starts")
     print(
         f"{summary.episodes} episodes, {summary.frames} frames in {folder} (the experts solved {rate:.0%} of their "
         f"starts{told})\nNext: priorvla pretrain --dataset {folder} --output-dir runs/prior"

@@ -308,6 +308,15 @@ def test_work_that_fails_ends_with_status_1_and_ctrl_c_with_130(fails, capsys, t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_collection_says_how_many_starts_the_expert_solved_task_by_task(capsys, tmp_path):
+    pytest.importorskip("metaworld")
+    command = ["collect", "--tasks", "handle-press", "coffee-button", "--episodes", "1", "--no-images"]
+    assert main([*command, "--workers", "1", "--output-dir", str(tmp_path / "data")]) == 0
+    said = capsys.readouterr().out
+    for task in ("handle-press", "coffee-button"):
+        assert f"{task}: the expert solved 100% of its starts" in said
+
+
 def test_a_stopped_training_says_how_it_goes_on(dataset, capsys, tmp_path, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
