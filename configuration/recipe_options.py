@@ -22,6 +22,7 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Nam
     recipe = load_recipe(file)
     command = _subparser(parser, arguments[0])
     known = {action.dest: action for action in command._actions if action.dest not in ("help", "config")}
+    recipe = _by_first_name(recipe, command, file)
     nested = [name for name in NESTED if name in vars(options)]
     require_known(recipe, [*known, *nested], str(file))
     for name, value in recipe.items():
@@ -34,6 +35,22 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Nam
     options = parser.parse_args(arguments)
     del options.config
     return options
+
+
+def _by_first_name(recipe: dict[str, Any], command: argparse.ArgumentParser, file: str) -> dict[str, Any]:
+    """The recipe's options by the names that the command keeps them under: `suite` is `tasks`, as on its line."""
+    first = {
+        name.lstrip("-").replace("-", "_"): action.dest
+        for action in command._actions
+        for name in action.option_strings
+        if action.dest not in ("help", "config")
+    }
+    renamed: dict[str, Any] = {}
+    for name, value in recipe.items():
+        if first.get(name, name) in renamed:
+            raise ValueError(f"{file}: {name} is said twice, under two of its names: once is enough")
+        renamed[first.get(name, name)] = value
+    return renamed
 
 
 def _converted(action: argparse.Action, value: Any, file: str) -> Any:

@@ -275,6 +275,14 @@ def test_the_command_line_wins_over_its_config_file(recipe, dataset, fails, tmp_
     assert "--max-steps -2 must" in fails("pretrain", "--max-steps", "-2", "--config", file)[1]
 
 
+def test_an_option_of_two_names_has_both_in_a_config_file(recipe, fails, tmp_path):
+    command = ("collect", "--env", "libero", "--output-dir", tmp_path / "data", "--config")
+    status, said = fails(*command, recipe("suite: libero_goal/turn_on_the_stove\narm: ur5e"))
+    assert status == 2 and "no scripted expert for 'libero_goal/turn_on_the_stove'" in said
+    status, said = fails(*command, recipe("suite: [libero_object]\ntasks: [libero_object]"))
+    assert status == 2 and "tasks is said twice, under two of its names" in said
+
+
 def test_numbers_in_scientific_notation_are_numbers_in_a_recipe(recipe, tmp_path):
     from priorvla.configuration.recipe import load_recipe
 
