@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +78,7 @@ def weights_in(place: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("preset", "cached"), [("expert", True), ("backbone", False), ("all", False)])
 def test_a_new_robot_becomes_an_adapter_with_its_own_statistics(
-    command, folder, base, tiny_backbone, bodies, preset, cached
+    command, folder, base, tiny_backbone, bodies, preset, cached, capsys
 ):
     run = folder / f"new_{preset}"
     assert command(run.name, "--embodiment", "mine", "--preset", preset, lora={"use_rslora": True}) == 0
@@ -96,6 +97,9 @@ def test_a_new_robot_becomes_an_adapter_with_its_own_statistics(
     known, own = weights_in(base), {name: value.clone() for name, value in model.state_dict().items()}
     for name in ("expert.action_in_proj.projections.0.weight", "memory.state_proj.projections.1.weight"):
         assert torch.equal(own[name], known[name])
+    program, *next_command = shlex.split(capsys.readouterr().err.rpartition("Next: ")[2].splitlines()[0])
+    assert program == "priorvla" and "--embodiment mine" in " ".join(next_command)
+    assert main(next_command) == 0
 
 
 def test_a_known_robot_goes_on_with_the_statistics_that_it_has(

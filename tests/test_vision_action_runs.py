@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -237,7 +238,8 @@ def test_layers_that_read_stand_where_they_were_asked_for(
 def test_a_policy_learns_to_hear_and_it_is_told_whether_it_does(ladder, command, tiny_backbone, observations, capsys):
     settings = {"training": {"learning_rate": 3e-2, "ema_decay": 0.0}, "max-steps": 6}
     assert command("hearing", "train", "--prior", ladder / "sight", "--listening", "3", **settings) == 0
-    assert "Does it listen?" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "Does it listen?" in told
     metrics = json.loads((ladder / "hearing" / "metrics.json").read_text())
     assert {"language_sensitivity/swap", "language_sensitivity/paraphrase", "language_sensitivity/empty"} <= set(
         metrics
@@ -249,6 +251,9 @@ def test_a_policy_learns_to_hear_and_it_is_told_whether_it_does(ladder, command,
     assert np.array_equal(*act(ladder / "sight", tiny_backbone, said))
     header = (ladder / "hearing" / "log.csv").read_text().splitlines()[0]
     assert "gate_memory" in header and "distillation_weight" not in header
+    program, *next_command = shlex.split(told.splitlines()[-1].partition("Next: ")[2])
+    assert program == "priorvla" and main(next_command) == 0
+    assert (ladder / "hearing-replay" / "report.html").is_file()
 
 
 def test_an_action_prior_in_a_seeing_host_is_one_step_from_motion_to_language(ladder, command):

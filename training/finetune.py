@@ -27,7 +27,7 @@ from .finetune_options import ADAPTER_PRESETS, FinetuneOptions
 from .listening_after_training import listening_metrics
 from .observed_windows import observed_windows
 from .run_options import FEATURES_FOLDER, split_weight
-from .runs import finish_run, load_sources, training_arguments
+from .runs import finish_run, first_look, load_sources, training_arguments
 from .vla_arguments import VLATrainingArguments
 from .vla_trainer import VLATrainer
 
@@ -87,11 +87,8 @@ def finetune(options: FinetuneOptions) -> VLATrainer:
     finish_run(trainer, metrics, held_out)
     if trainer.is_world_process_zero():
         what = "adapter" if adapted else "policy"
-        print(
-            f"\nThe {what} for {', '.join(robots)} is in {options.output_dir}. "
-            f"Next: priorvla evaluate {options.output_dir}",
-            file=sys.stderr,
-        )
+        look = first_look(options.output_dir, options.datasets[0], options.embodiment, options.backbone)
+        print(f"\nThe {what} for {', '.join(robots)} is in {options.output_dir}. Next: {look}", file=sys.stderr)
     return trainer
 
 

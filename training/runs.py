@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ..configuration.recipe import checked_fields
@@ -77,6 +79,20 @@ def finish_run(trainer: StageTrainer, metrics: Mapping[str, float], held_out: Se
         trainer.push_to_hub()
 
 
+def first_look(folder: Path, dataset: str, embodiment: str | None = None, backbone: str = "auto") -> str:
+    """The command that shows a new policy beside recorded episodes of `dataset` (`path` or `path:weight`).
+
+    `embodiment` is the policy's name for the robot where the dataset has another, `backbone` what was said in training.
+    """
+    command = ["priorvla", "evaluate", str(folder), "--open-loop", split_weight(dataset)[0]]
+    command += ["--output-dir", f"{folder}-replay"]
+    if embodiment is not None:
+        command += ["--embodiment", embodiment]
+    if Path(backbone).is_dir():  # of which a checkpoint knows only name and hash
+        command += ["--backbone", backbone]
+    return shlex.join(command)
+
+
 def _write_log(trainer: StageTrainer) -> None:
     """`log.csv`, the curves in it as a plot, and of a prior with a report the plots of that."""
     folder = trainer.run_folder
@@ -97,4 +113,4 @@ def _write_log(trainer: StageTrainer) -> None:
     save_prior_plots(read_report(folder), folder)
 
 
-__all__ = ["finish_run", "load_sources", "source_weights", "training_arguments"]
+__all__ = ["finish_run", "first_look", "load_sources", "source_weights", "training_arguments"]

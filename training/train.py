@@ -43,7 +43,7 @@ from .run_options import (
     VLAOptions,
     split_weight,
 )
-from .runs import finish_run, load_sources, training_arguments
+from .runs import finish_run, first_look, load_sources, training_arguments
 from .vision_action_prior_trainer import VisionActionPriorTrainer, VisionActionPriorTrainingArguments
 from .vla_arguments import VLATrainingArguments
 from .vla_trainer import VLATrainer, distillation_steps
@@ -91,7 +91,8 @@ def train_vla(options: VLAOptions) -> VLATrainer:
     metrics = _losses(trainer.evaluate()) if run.held_out else {}
     metrics |= listening_metrics(trainer, run.training, run.held_out, options.listening, options.seed)
     finish_run(trainer, metrics, run.held_out)
-    print(f"\nThe policy is in {options.output_dir}. Next: priorvla evaluate {options.output_dir}", file=sys.stderr)
+    look = first_look(options.output_dir, options.datasets[0], backbone=options.backbone)
+    print(f"\nThe policy is in {options.output_dir}. Next: {look}", file=sys.stderr)
     return trainer
 
 
