@@ -59,3 +59,41 @@ def test_a_cell_of_nothing_changes_nothing_and_a_negative_one_is_refused(model: 
     np.testing.assert_array_equal(model.mesh_facenum, before)
     with pytest.raises(ValueError, match="cell=-1 must be 0 or more"):
         simplify_meshes(model, -1)
+
+
+def test_a_texture_lies_where_it_lay_however_large_the_faces_become() -> None:
+    """A sheet of two patches of a texture: the place in it is a linear function of that on the sheet, each side."""
+    side = 31
+    x, y = (axis.ravel() / (side - 1) for axis in np.meshgrid(np.arange(side), np.arange(side)))
+    points = np.column_stack([x, y, 0.1 * x * y]) * 0.1  # metres
+    texture = np.column_stack([x, y]) / 20 + np.where(x > 0.5, 0.5, 0.0)[:, None]
+    corner = (np.arange(side - 1)[:, None] * side + np.arange(side - 1)).ravel()
+    faces = [[corner, corner + 1, corner + side], [corner + 1, corner + side + 1, corner + side]]
+    faces = np.concatenate([np.column_stack(half) for half in faces])
+    faces = faces[(x[faces] > 0.5).sum(axis=1) % 3 == 0]  # none goes over the seam
+    told = {"vertex": points, "texcoord": texture, "face": faces}
+    said = " ".join(f"{key}='{' '.join(map(str, values.ravel()))}'" for key, values in told.items())
+    model = mujoco.MjModel.from_xml_string(
+        f"<mujoco><asset><mesh name='sheet' inertia='shell' {said}/></asset><worldbody>"
+        "<geom type='mesh' mesh='sheet' contype='0' conaffinity='0'/></worldbody></mujoco>"
+    )
+
+    def places() -> tuple[np.ndarray, np.ndarray]:
+        drawn = model.mesh_facetexcoord[: model.mesh_facenum[0]].ravel()
+        return corners(model, "sheet").reshape(-1, 3), model.mesh_texcoord[drawn]
+
+    before, shown = places()
+    first = shown[:, 0] < 0.25
+    linear = [
+        np.linalg.lstsq(np.column_stack([before, np.ones(len(before))])[own], shown[own])[0] for own in (first, ~first)
+    ]
+    simplify_meshes(model, 0.012)
+    after, shown = places()
+    assert len(after) < 0.3 * len(before)
+    first = shown[:, 0] < 0.25
+    seam = np.abs(shown[:, 0] % 0.5 - 0.025) < 0.006  # its cells have vertices of both patches
+    assert (first & ~seam).sum() > 50 and (~first & ~seam).sum() > 50
+    for own, fit in ((first, linear[0]), (~first, linear[1])):
+        expected = np.column_stack([after, np.ones(len(after))]) @ fit
+        assert np.ptp(shown[own], axis=0).max() < 0.06  # nothing between the patches
+        np.testing.assert_allclose(shown[own & ~seam], expected[own & ~seam], atol=1e-6)

@@ -34,7 +34,7 @@ from .trial_starts import trial_of
 
 STARTS = ("drawn", "recorded")
 COLLISION_GROUP = 0  # robosuite's shapes for contacts, which nobody should see
-MESH_CELL = 0.45  # m, by image_size: a third to a half of a pixel of `agentview` on the table, and 3 times as fast
+MESH_CELL = 0.45  # m, by image_size: half a pixel of `agentview`, several of `wrist` near a thing; 3 times as fast
 
 
 @cache

@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 FEWEST_FACES = 500  # a mesh of fewer is left as it is
+TEXTURE_CELL = 1 / 16  # of a texture's side: corners further apart in it lie on different patches of it, across a seam
 
 
 def simplify_meshes(model: Any, cell: float) -> int:
     """Joins the vertices of visual meshes that lie in one cube of side `cell` (m); call it before anything is drawn.
 
-    Each corner keeps its own place in the texture. A mesh that also collides, and one of fewer than 500 faces, is left
-    alone.
+    Corners that are joined get the mean of their places in the texture, those of one patch of it. A mesh that also
+    collides, and one of fewer than 500 faces, is left alone.
 
     Args:
         model: a `mujoco.MjModel`, which is changed.
@@ -56,10 +57,27 @@ def _simplify(model: Any, mesh: int, cell: float) -> None:
     _, once = np.unique(_numbered(corners), return_index=True)
     flat = (corners[once, 0] == corners[once, 1]) | (corners[once, 1] == corners[once, 2])
     kept = np.sort(once[~flat])
+    _join_texture(model, mesh, joined)
     places[:] = centres[joined]
     for of_faces in (model.mesh_face, model.mesh_facenormal, model.mesh_facetexcoord):
         of_faces[begin : begin + len(kept)] = of_faces[begin + kept]
     model.mesh_facenum[mesh] = len(kept)
+
+
+def _join_texture(model: Any, mesh: int, joined: NDArray[np.int64]) -> None:
+    """A face that has grown shows as much more of the texture: each corner that of its cell, not of its old vertex."""
+    first, count = model.mesh_texcoordadr[mesh], model.mesh_texcoordnum[mesh]
+    if first < 0:
+        return
+    begin, faces = model.mesh_faceadr[mesh], model.mesh_facenum[mesh]
+    coordinates = model.mesh_texcoord[first : first + count]  # a view
+    cells = np.zeros(count, np.int64)
+    cells[model.mesh_facetexcoord[begin : begin + faces]] = joined[model.mesh_face[begin : begin + faces]]
+    patches = np.floor((coordinates - coordinates.min(axis=0)) / TEXTURE_CELL).astype(np.int64)
+    together = _numbered(np.column_stack([cells, patches]))
+    sizes = np.bincount(together)
+    means = np.stack([np.bincount(together, coordinates[:, axis]) / sizes for axis in range(2)], axis=1)
+    coordinates[:] = means[together]
 
 
 def _numbered(triples: NDArray[np.int64]) -> NDArray[np.int64]:
