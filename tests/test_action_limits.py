@@ -151,7 +151,7 @@ def test_commands_are_counted_by_the_limit_that_changed_them_and_those_that_hold
     assert counted(ActionLimits(max_jerk=[50.0, None]), [0.05, 0.1]) == (1, 0, 0, 1, 0)
     assert counted(all_of_them, [1.5, 0]) == (1, 1, 1, 1, 0)
     guard = ActionGuard(all_of_them, arm(kinds))
-    guard.apply([0, 0])
+    guard.apply([0, 0], (0, 0))
     guard.hold()
     assert (guard.counts.held, guard.counts.clamped) == (1, 0)
 
