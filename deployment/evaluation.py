@@ -17,6 +17,7 @@ from ..hub_cards.intervals import wilson_interval
 from .environments.registry import require_tasks
 from .episodes import TrialBlock, run_blocks, trial_blocks
 from .policy import Policy
+from .task_files import task_file_name
 from .trial_records import TrialRecords
 
 
@@ -186,7 +187,10 @@ def save_films(result: EvaluationResult, folder: str | Path) -> dict[str, list[P
     files: dict[str, list[Path]] = {}
     for task, outcome in result.tasks.items():
         for index, film in enumerate(outcome.films):
-            file = Path(folder) / f"{task}-{index}-{'success' if outcome.outcomes[index] else 'failure'}.mp4"
+            file = (
+                Path(folder)
+                / f"{task_file_name(task)}-{index}-{'success' if outcome.outcomes[index] else 'failure'}.mp4"
+            )
             files.setdefault(task, []).append(write_video(file, film, fps=20))
     return files
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from .episodes import Episode
 from .evaluation_arguments import TRIALS_FILE
+from .task_files import task_file_name
 from .videos import film_strip, write_video
 
 try:
@@ -28,6 +29,7 @@ except ImportError:  # Windows, where nothing keeps two evaluations out of one f
     fcntl = None  # type: ignore[assignment]
 
 FILM_RATE = 20.0  # frames a second
+SETTINGS_LINE = b'{"settings": '  # how every file of ours begins
 TOLD_APART = "weights"  # a setting that says nothing to people
 ROBOT_SETTINGS = ("robot", "embodiment", "action_limits")  # those that robots of one evaluation may differ in
 
@@ -49,6 +51,15 @@ class TrialRecord:
     robot: str = ""
     commands: dict[str, int] | None = None
 
+    def __post_init__(self) -> None:
+        whole = (type(self.trial), type(self.steps)) == (int, int) and self.trial >= 0  # True is no number of a trial
+        texts = isinstance(self.task, str) and isinstance(self.robot, str)
+        files = all(file is None or isinstance(file, str) for file in (self.film, self.strip))
+        measured = isinstance(self.success, bool) and isinstance(self.seconds, (int, float))
+        counted = self.commands is None or isinstance(self.commands, dict)
+        if not (whole and texts and files and measured and counted):
+            raise TypeError(f"{self} is no finished trial: a value is of another type")
+
 
 class TrialRecords:
     """The finished trials in `folder`, of each robot all of the same settings. One process at a time has them open.
@@ -60,7 +71,7 @@ class TrialRecords:
 
     Raises:
         ValueError: the trials there are of other settings, naming the first that differs, or of another robot; or a
-            line is damaged.
+            line is damaged, or the file is not of an evaluation. The file stays as it is.
         RuntimeError: another process has them open.
     """
 
@@ -75,6 +86,7 @@ class TrialRecords:
         try:
             self._lock()
             self._told = self._read()
+            _keep_entries(self.folder)
         except BaseException:
             self._file.close()
             raise
@@ -110,7 +122,8 @@ class TrialRecords:
         """Writes a trial's film, if it has one, and then its line. A trial that is there already stays as it is."""
         if (robot, episode.task, episode.trial) in self.finished:
             return
-        name, film, strip = str(Path(robot, f"{episode.task}-{episode.trial}")), None, None
+        own = Path(task_file_name(robot) if robot else "", task_file_name(episode.task))
+        name, film, strip = f"{own}-{episode.trial}", None, None
         if episode.film is not None:
             file = self.folder / "films" / f"{name}-{'success' if episode.success else 'failure'}.mp4"
             film = self._from_here(write_video(file, episode.film, FILM_RATE))
@@ -155,25 +168,33 @@ class TrialRecords:
         content = self._file.read()
         whole = content[: content.rfind(b"\n") + 1]
         lines = whole.splitlines(keepends=True)
+        if content.strip(b"\0\n") and not content.startswith(SETTINGS_LINE[: len(content)]):
+            raise ValueError(
+                f"{self._file.name} does not begin with the settings of an evaluation: its first line is damaged, or "
+                "it is of something else; restore that line, or choose another folder"
+            )
         settings: dict[str, dict[str, Any]] = {}
         for number, line in enumerate(lines, 1):
             try:
                 entry = json.loads(line)
-                if number == 1 or "settings" in entry:
-                    settings[entry["settings"].get("robot", "")] = entry["settings"]
-                    continue
-                record = self._record(entry, next(iter(settings)))
-                if record.robot not in settings:
-                    raise KeyError(record.robot)  # somebody has removed that line
-                self.finished.setdefault((record.robot, record.task, record.trial), record)
-            except (ValueError, TypeError, KeyError):
+            except ValueError:
                 if number == len(lines):  # a machine that went down can leave a last line of zeros
                     whole = whole[: -len(line)]
                     break
+                raise self._damaged(number, line) from None
+            try:
+                if "settings" in entry:
+                    settings[entry["settings"].get("robot", "")] = entry["settings"]
+                    continue
+                record = self._record(entry, next(iter(settings)))
+            except (TypeError, KeyError, AttributeError):
+                raise self._damaged(number, line) from None
+            if record.robot not in settings:
                 raise ValueError(
-                    f"{self._file.name} is damaged in line {number}: remove that line and its trial runs again, or "
-                    "choose another folder"
-                ) from None
+                    f"{self._file.name} has a trial of {record.robot!r} in line {number} and no settings of it before: "
+                    "restore that line, or choose another folder"
+                )
+            self.finished.setdefault((record.robot, record.task, record.trial), record)
         robots = {robot for robot, _, _ in self.finished}  # settings without a trial bind nobody
         for robot in settings:
             if robot in robots:
@@ -181,11 +202,17 @@ class TrialRecords:
         self._file.truncate(len(whole) if robots else 0)
         return robots
 
+    def _damaged(self, number: int, line: bytes) -> ValueError:
+        remedy = "remove that line and its trial runs again"
+        if line.startswith(SETTINGS_LINE):
+            remedy = "it has the settings of the trials after it: restore that line"
+        return ValueError(f"{self._file.name} is damaged in line {number}: {remedy}, or choose another folder")
+
     def _record(self, entry: dict[str, Any], only_robot: str) -> TrialRecord:
         """A line's; in those from before an evaluation had several robots it does not stand, nor does the strip."""
         if "robot" in entry:
             return TrialRecord(**entry)
-        strip = f"strips/{entry['task']}-{entry['trial']}.png"
+        strip = f"strips/{task_file_name(entry['task'])}-{entry['trial']}.png"
         return TrialRecord(**entry, strip=strip if (self.folder / strip).is_file() else None, robot=only_robot)
 
     def _require_same(self, there: dict[str, Any], robot: str) -> None:
@@ -213,6 +240,18 @@ class TrialRecords:
         if self._file.write(line) != len(line):
             raise OSError(f"{self._file.name} could not be written to its end: is the disk full?")
         os.fsync(self._file.fileno())
+
+
+def _keep_entries(folder: Path) -> None:
+    """Flushes to the disk that `folder` is there, and what is in it: a power cut can take a new file's name."""
+    if os.name != "posix":
+        return
+    for place in (folder, folder.absolute().parent):
+        number = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def _without_robot_option(settings: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from PIL import Image
 from priorvla.deployment.episodes import Episode
 from priorvla.deployment.evaluation import EvaluationResult, TaskResult
 from priorvla.deployment.evaluation_report import summary, write_evaluation
+from priorvla.deployment.task_files import task_file_name
 from priorvla.deployment.trial_records import TrialRecords
 from priorvla.hub_cards.card_evaluation import read_evaluation
 
@@ -66,6 +67,65 @@ def test_a_last_line_of_zeros_is_dropped_and_a_damaged_line_before_it_is_refused
     file.write_bytes(header + first[:10] + b"\n" + second)
     with pytest.raises(ValueError, match=r"trials\.jsonl is damaged in line 2"):
         outcomes(tmp_path)
+
+
+def test_a_damaged_first_line_is_not_to_be_removed_and_a_foreign_file_is_left_as_it_is(tmp_path):
+    file = write(tmp_path, 0, 1)
+    damaged = b"\0" * 10 + file.read_bytes()[10:]
+    for content in (damaged, b'{"precious": 1}\n', b"precious notes", b"[]\n[]\n", b"{}"):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match="does not begin with the settings of an evaluation: .* restore"):
+            outcomes(tmp_path)
+        assert file.read_bytes() == content
+    for begun in (b"", b'{"sett', b'{"settings": {"we', b"\0" * 40, b"\0" * 40 + b"\n"):
+        file.write_bytes(begun)
+        assert outcomes(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"trial": "7"},
+        {"trial": -1},
+        {"trial": True},
+        {"success": "no"},
+        {"steps": None},
+        {"task": 3},
+        {"film": 3},
+        {"commands": []},
+        {"of_a_later_version": 1},
+    ],
+)
+def test_a_record_of_wrong_types_is_damaged_even_at_the_end(tmp_path, wrong):
+    file = write(tmp_path, 0, 1)
+    *_, last = file.read_bytes().splitlines()
+    changed = file.read_bytes() + json.dumps({**json.loads(last), "trial": 2, **wrong}).encode() + b"\n"
+    file.write_bytes(changed)
+    with pytest.raises(ValueError, match=r"damaged in line 4: remove that line and its trial runs again"):
+        outcomes(tmp_path)
+    assert file.read_bytes() == changed
+
+
+def test_files_of_a_task_lie_in_the_folder_whatever_it_is_called(tmp_path):
+    folder = tmp_path / "evaluation"
+    tasks = [
+        "../../escaped",
+        "/etc/x",
+        "pick and/or place it",
+        "pick and/or place it!",
+        "a/../b",
+        "x" * 300,
+        "..",
+        "äß",
+    ]
+    with TrialRecords(folder, SETTINGS) as records:
+        for task in tasks:
+            records.add(episode(0, task=task, film=FRAMES, strip=FRAMES))
+    assert [file.name for file in tmp_path.iterdir()] == ["evaluation"]
+    for kind in ("films", "strips"):
+        assert len([file for file in (folder / kind).iterdir() if file.is_file()]) == len(tasks)
+    assert task_file_name("libero_object/pick_up") == "libero_object/pick_up"
+    assert task_file_name("drawer-open") == "drawer-open"
 
 
 def test_a_trial_that_is_written_twice_counts_once(tmp_path):
@@ -193,7 +253,10 @@ def test_settings_that_somebody_has_removed_are_missed(tmp_path):
     file = tmp_path / "trials.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join([*lines[:2], *lines[3:], lines[1]]))
-    with pytest.raises(ValueError, match="damaged in line 3"):
+    with pytest.raises(ValueError, match="has a trial of 'ur5e' in line 3 and no settings of it before: restore"):
+        TrialRecords(tmp_path, *ARMS.values())
+    file.write_bytes(b"".join([*lines[:2], lines[2][:40] + b"\n", *lines[3:]]))
+    with pytest.raises(ValueError, match="damaged in line 3: it has the settings of the trials after it: restore"):
         TrialRecords(tmp_path, *ARMS.values())
 
 
