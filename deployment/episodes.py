@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -68,6 +69,20 @@ class Episode:
     commands: CommandCounts | None = None
 
 
+@dataclass
+class FailedTrial:
+    """One trial without an outcome: the environment or the policy raised `error`; `trace` says where."""
+
+    task: str
+    trial: int
+    error: str
+    trace: str = ""
+
+
+class UnfitError(ValueError):
+    """A policy or an environment of which no trial could be run."""
+
+
 def trial_blocks(
     tasks: Sequence[str], missing: Mapping[str, Sequence[int]], num_workers: int, like: TrialBlock
 ) -> list[TrialBlock]:
@@ -81,10 +96,11 @@ def trial_blocks(
     ]
 
 
-def run_blocks(policy: Any, blocks: Sequence[TrialBlock], num_workers: int) -> Generator[Episode]:
-    """The episodes of all blocks, each as soon as it is over; of several processes in the order in which they end.
+def run_blocks(policy: Any, blocks: Sequence[TrialBlock], num_workers: int) -> Generator[Episode | FailedTrial]:
+    """The trials of all blocks, each as soon as it is over; of several processes in the order in which they end.
 
     `policy` is one, or a function that makes one; several processes need the function. ValueError where they have none.
+    An error that is not of one trial alone is raised when those that other processes had begun are over.
     """
     if num_workers > 1 and not callable(policy):
         raise ValueError(f"num_workers={num_workers} needs a function that makes the policy, for every process its own")
@@ -102,11 +118,13 @@ def run_blocks(policy: Any, blocks: Sequence[TrialBlock], num_workers: int) -> G
         runner.close()
 
 
-def _run_in_processes(make_policy: Any, waiting: deque[TrialBlock], num_workers: int) -> Generator[Episode]:
+def _run_in_processes(
+    make_policy: Any, waiting: deque[TrialBlock], num_workers: int
+) -> Generator[Episode | FailedTrial]:
     # A pool of one each, because a pool of many does not let one choose who goes on with a block.
     with ExitStack() as stack:
         pools = [stack.enter_context(worker_pool(1, _prepare_worker, make_policy)) for _ in range(num_workers)]
-        running: dict[Future[Episode], tuple[ProcessPoolExecutor, TrialBlock, deque[int]]] = {}
+        running: dict[Future[Episode | FailedTrial], tuple[ProcessPoolExecutor, TrialBlock, deque[int]]] = {}
 
         def go_on(pool: ProcessPoolExecutor, block: TrialBlock | None, left: deque[int]) -> None:
             if not left and waiting:
@@ -117,10 +135,17 @@ def _run_in_processes(make_policy: Any, waiting: deque[TrialBlock], num_workers:
 
         for pool in pools:
             go_on(pool, None, deque())
+        error: BaseException | None = None
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                go_on(*running.pop(future))
-                yield future.result()
+                error = error or future.exception()
+                place = running.pop(future)
+                if error is None:
+                    go_on(*place)
+                if future.exception() is None:
+                    yield future.result()
+        if error is not None:
+            raise error
 
 
 _process_runner: Callable[[], EpisodeRunner]  # in a worker process: makes its runner, once
@@ -133,7 +158,7 @@ def _prepare_worker(make_policy: Callable[[], Policy]) -> None:
     _process_runner = cache(lambda: EpisodeRunner(make_policy()))
 
 
-def _run_in_worker(block: TrialBlock, trial: int) -> Episode:
+def _run_in_worker(block: TrialBlock, trial: int) -> Episode | FailedTrial:
     return _process_runner().run(block, trial)
 
 
@@ -144,37 +169,45 @@ class EpisodeRunner:
         self._policy = policy
         self._environments = LastEnvironment()
 
-    def run(self, block: TrialBlock, trial: int) -> Episode:
-        """Trial number `trial` of the block's task.
+    def run(self, block: TrialBlock, trial: int) -> Episode | FailedTrial:
+        """Trial number `trial` of the block's task. After one that failed the environment is built anew.
 
-        Raises ValueError on a policy of another robot or with a camera that is not there, or infos that do not say
-        whether an episode succeeded.
+        Raises UnfitError on a policy of another robot or with a camera that is not there, or infos that do not say
+        whether an episode succeeded; ImportError where the simulator is not installed.
         """
-        environment = self._environments.get(block.environment, block.task, block.options)
-        robot = getattr(environment.unwrapped, "embodiment", None)
-        if robot is not None:
-            require_same_robot(self._policy.embodiment, robot, str(block.environment), block.embodiment)
-        return _run_episode(self._policy, environment, block, trial)
+        try:
+            environment = self._environments.get(block.environment, block.task, block.options)
+            robot = getattr(environment.unwrapped, "embodiment", None)
+            if robot is not None:
+                require_same_robot(self._policy.embodiment, robot, str(block.environment), block.embodiment)
+            return _run_episode(self._policy, environment, block, trial)
+        except (UnfitError, ImportError):
+            raise
+        except Exception as error:
+            with suppress(Exception):  # it may be broken enough not to close
+                self._environments.close()
+            self._environments = LastEnvironment()
+            return FailedTrial(block.task, trial, f"{type(error).__name__}: {error}", traceback.format_exc())
 
     def close(self) -> None:
         self._environments.close()
 
 
 def require_same_robot(body: Embodiment, robot: Embodiment, environment: str, embodiment: str | None) -> None:
-    """Raises ValueError unless `body`, which a policy drives, is the `robot` of `environment`, or said to be it.
+    """Raises UnfitError unless `body`, which a policy drives, is the `robot` of `environment`, or said to be it.
 
     `embodiment` is the name that the policy has for that robot; None: the same. The policy may do without some of the
     robot's cameras.
     """
     if body.name != (embodiment or robot.name):
-        raise ValueError(
-            f"the policy drives {body.name!r}, {environment} has {robot.name!r}: pass embodiment= of a checkpoint that "
-            "knows it (--embodiment, one for each --arm)"
+        raise UnfitError(
+            f"the policy drives {body.name!r}, {environment} has {robot.name!r}: name a body of the checkpoint that is "
+            "this robot (--embodiment, one for each --arm), or evaluate a policy that knows it"
         )
     for part in ("action", "state"):
         own, here = (getattr(entry, f"{part}_names") for entry in (body, robot))
         if len(own) != len(here):
-            raise ValueError(
+            raise UnfitError(
                 f"{body.name!r} has {len(own)} {part} dims ({', '.join(own)}), {robot.name!r} of {environment} "
                 f"{len(here)} ({', '.join(here)}): it is another robot"
             )
@@ -183,7 +216,7 @@ def require_same_robot(body: Embodiment, robot: Embodiment, environment: str, em
 
 def _require_cameras(body: Embodiment, there: Sequence[str], environment: str) -> None:
     if set(body.cameras) - set(there):
-        raise ValueError(
+        raise UnfitError(
             f"the policy sees {body.name!r} by the cameras {', '.join(body.cameras)}, {environment} has "
             f"{', '.join(there) or 'none'}: evaluate a policy that was trained on some of these, or name the pictures "
             "of an environment of your own as the policy does"
@@ -210,7 +243,7 @@ def _run_episode(policy: Policy, environment: Any, block: TrialBlock, trial: int
         success = any(bool(info.get(key)) for key in SUCCESS)
         step += 1
     if not info.keys() & set(SUCCESS):
-        raise ValueError(f"{block.task!r}: the infos of this environment have no {' or '.join(SUCCESS)}: say it there")
+        raise UnfitError(f"{block.task!r}: the infos of this environment have no {' or '.join(SUCCESS)}: say it there")
     film, strip = None, None
     if frames:
         frames.append(environment.render())
@@ -261,4 +294,14 @@ class SeenImages(Mapping[str, NDArray[np.uint8]]):
         return len(self._cameras)
 
 
-__all__ = ["Episode", "EpisodeRunner", "SeenImages", "TrialBlock", "require_same_robot", "run_blocks", "trial_blocks"]
+__all__ = [
+    "Episode",
+    "EpisodeRunner",
+    "FailedTrial",
+    "SeenImages",
+    "TrialBlock",
+    "UnfitError",
+    "require_same_robot",
+    "run_blocks",
+    "trial_blocks",
+]

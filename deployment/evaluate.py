@@ -13,7 +13,7 @@ from .checkpoint_identity import checkpoint_identity
 from .compilation import require_compiler
 from .driven_robots import driven_robots
 from .environments.registry import require_starts
-from .evaluation import EvaluationResult, evaluate_policy
+from .evaluation import EvaluationResult, IncompleteEvaluationError, evaluate_policy, pooled
 from .evaluation_arguments import check_evaluation
 from .evaluation_report import summary, write_evaluation
 from .policy import PriorVLAPolicy
@@ -46,7 +46,7 @@ def evaluate_checkpoint(
     Every finished trial is kept in `output_dir` at once (`TrialRecords`). The same call goes on after it was killed,
     and one with more tasks, trials or robots extends an evaluation that is finished; number of processes and films may
     change, but what is finished is not filmed afterwards. The result, by robot, is that of a call that nobody killed,
-    and the report, which is written at the end, is of all trials.
+    and the report, which is written at the end, is of all trials, and says which failed to end.
 
     `robots` are some of the simulator's, which do all tasks one after the other (for LIBERO `["panda", "ur5e"]`), by
     default its only one. `embodiments` are the checkpoint's names for them, by default the simulator's own,
@@ -57,7 +57,8 @@ def evaluate_checkpoint(
 
     Raises ValueError or FileNotFoundError before the policy is loaded: as `check_evaluation`, as `require_starts`, as
     `driven_robots`, and as `TrialRecords` when `output_dir` has trials of other settings or of another state of the
-    checkpoint. RuntimeError when there is nothing to compile with.
+    checkpoint. RuntimeError when there is nothing to compile with. IncompleteEvaluationError at the end, when trials
+    failed to end.
     """
     check_evaluation(
         checkpoint,
@@ -98,7 +99,7 @@ def evaluate_checkpoint(
     }
     weights = checkpoint_identity(checkpoint)
     with TrialRecords(output_dir, *({"weights": weights, **own} for own in settings.values())) as records:
-        results = {}
+        results: dict[str, EvaluationResult] = {}
         for robot in driven:
             make_policy = partial(
                 _warm_policy,
@@ -110,26 +111,32 @@ def evaluate_checkpoint(
                 limits=robot.limits,
                 compile=compile,
             )
-            results[robot.name] = evaluate_policy(
-                make_policy,
-                tasks,
-                environment=env,
-                trials=trials,
-                seed=seed,
-                num_workers=workers,
-                films_per_task=films,
-                blank_images=blank_images,
-                environment_options={
-                    **robot.options,
-                    **({} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}),
-                },
-                embodiment=robot.embodiment,
-                records=records,
-                robot=robot.name,
-            )
+            try:
+                results[robot.name] = evaluate_policy(
+                    make_policy,
+                    tasks,
+                    environment=env,
+                    trials=trials,
+                    seed=seed,
+                    num_workers=workers,
+                    films_per_task=films,
+                    blank_images=blank_images,
+                    environment_options={
+                        **robot.options,
+                        **({} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}),
+                    },
+                    embodiment=robot.embodiment,
+                    records=records,
+                    robot=robot.name,
+                )
+            except IncompleteEvaluationError as incomplete:
+                results[robot.name] = incomplete.result
         page = write_evaluation(results, settings, records, scrub(checkpoint))
     print("\n".join(summary(results, settings, records)))
     print(f"Report: {page}", file=sys.stderr)
+    together = pooled(results.values())
+    if together.missing:
+        raise IncompleteEvaluationError(together)
     return results
 
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..hub_cards.intervals import wilson_interval
 from .environments.registry import require_tasks
-from .episodes import TrialBlock, run_blocks, trial_blocks
+from .episodes import FailedTrial, TrialBlock, run_blocks, trial_blocks
 from .policy import Policy
 from .task_files import task_file_name
 from .trial_records import TrialRecords
@@ -23,11 +23,15 @@ from .trial_records import TrialRecords
 
 @dataclass
 class TaskResult:
-    """Outcomes of one task's trials, in the order of their start seeds, and frames of those that were filmed."""
+    """Outcomes of one task's trials, in the order of their start seeds, and frames of those that were filmed.
+
+    Trials without an outcome are left out.
+    """
 
     task: str
     outcomes: list[bool] = field(default_factory=list)
     films: list[NDArray[np.uint8]] = field(default_factory=list)
+    suite: str = ""
 
     @property
     def successes(self) -> int:
@@ -39,10 +43,11 @@ class TaskResult:
 
 @dataclass
 class EvaluationResult:
-    """Results by task; `wall_time` in seconds."""
+    """Results by task; `wall_time` in seconds; the trials that are `missing`, because they failed to end."""
 
     tasks: dict[str, TaskResult]
     wall_time: float
+    missing: list[FailedTrial] = field(default_factory=list)
 
     def count(self, tasks: Sequence[str] | None = None) -> tuple[int, int]:
         """Successes and trials over `tasks` (default: all)."""
@@ -50,16 +55,15 @@ class EvaluationResult:
         return sum(result.successes for result in chosen), sum(len(result.outcomes) for result in chosen)
 
     def suites(self) -> dict[str, list[str]]:
-        """Suite -> its tasks: `libero_object` has those named `libero_object/...`. Other tasks are in none."""
+        """Suite -> its tasks, in a simulator that has suites."""
         suites: dict[str, list[str]] = {}
-        for task in self.tasks:
-            suite, separator, _ = task.partition("/")
-            if separator:
-                suites.setdefault(suite, []).append(task)
+        for task, result in self.tasks.items():
+            if result.suite:
+                suites.setdefault(result.suite, []).append(task)
         return suites
 
     def counts(self) -> dict[str, Any]:
-        """Per task, per suite and overall: `successes`, `trials`, `interval` (Wilson, 95 %)."""
+        """Per task, per suite and overall: `successes`, `trials`, `interval` (Wilson, 95 %; None without a trial)."""
         return {
             "tasks": {task: result.to_dict() for task, result in self.tasks.items()},
             "suites": {suite: _counted(*self.count(tasks)) for suite, tasks in self.suites().items()},
@@ -74,18 +78,35 @@ class EvaluationResult:
 def pooled(results: Iterable[EvaluationResult]) -> EvaluationResult:
     """The trials of several robots together: of every task the outcomes of one robot after the other."""
     tasks: dict[str, TaskResult] = {}
+    missing: list[FailedTrial] = []
     wall_time = 0.0
     for result in results:
         wall_time += result.wall_time
         for task, own in result.tasks.items():
-            there = tasks.setdefault(task, TaskResult(task))
+            there = tasks.setdefault(task, TaskResult(task, suite=own.suite))
             there.outcomes += own.outcomes
             there.films += own.films
-    return EvaluationResult(tasks, wall_time)
+        missing += result.missing
+    return EvaluationResult(tasks, wall_time, missing)
+
+
+class IncompleteEvaluationError(RuntimeError):
+    """Some trials failed to end. `result` has the others' outcomes, and which are `missing` and why."""
+
+    def __init__(self, result: EvaluationResult) -> None:
+        first = result.missing[0]
+        number, all_trials = len(result.missing), len(result.missing) + result.count()[1]
+        super().__init__(
+            f"{number} of {all_trials} trials failed to end, the first of them {first.task!r}, trial {first.trial}: "
+            f"{first.error}; mend that, and the same call runs what is missing"
+        )
+        self.add_note(first.trace)
+        self.result = result
 
 
 def _counted(successes: int, trials: int) -> dict[str, Any]:
-    return {"successes": successes, "trials": trials, "interval": list(wilson_interval(successes, trials))}
+    interval = list(wilson_interval(successes, trials)) if trials else None
+    return {"successes": successes, "trials": trials, "interval": interval}
 
 
 def evaluate_policy(
@@ -129,6 +150,7 @@ def evaluate_policy(
         robot: whose trials these are in `records` that have those of several.
 
     Raises:
+        IncompleteEvaluationError: trials in which environment or policy raised; all others have been run.
         ValueError: no task, an unknown task or simulator, a task named twice, `trials` below 1, or a policy of another
             embodiment than the environment's: another name, other action or state dims, or a camera that is not there;
             or infos that do not say whether an episode succeeded.
@@ -139,9 +161,11 @@ def evaluate_policy(
         raise ValueError(f"tasks={list(tasks)}: name at least one, and each once")
     if trials < 1:
         raise ValueError(f"trials={trials} must be at least 1")
+    suites = {task: task.rpartition("/")[0] if isinstance(environment, str) else "" for task in tasks}
     started = time.perf_counter()
     outcomes = {} if records is None else records.require(tasks, trials, robot)
-    missing = {task: [trial for trial in range(trials) if (task, trial) not in outcomes] for task in tasks}
+    to_run = {task: [trial for trial in range(trials) if (task, trial) not in outcomes] for task in tasks}
+    failed: list[FailedTrial] = []
     like = TrialBlock(
         environment,
         dict(environment_options or {}),
@@ -154,29 +178,38 @@ def evaluate_policy(
         embodiment=embodiment,
     )
     films: dict[tuple[str, int], NDArray[np.uint8]] = {}
-    blocks = trial_blocks(tasks, missing, num_workers, like)
+    blocks = trial_blocks(tasks, to_run, num_workers, like)
     doing = f"evaluating {robot}".rstrip()
     with (
         tqdm(total=len(tasks) * trials, initial=len(outcomes), desc=doing, unit="episode") as progress,
         closing(run_blocks(policy, blocks, num_workers)) as episodes,
     ):
         for episode in episodes:
+            progress.update()
+            if isinstance(episode, FailedTrial):
+                failed.append(episode)
+                progress.set_postfix(success=str(sum(outcomes.values())), failed=str(len(failed)))
+                continue
             outcomes[episode.task, episode.trial] = episode.success
             if records is not None:
                 records.add(episode, robot)
             elif episode.film is not None:
                 films[episode.task, episode.trial] = episode.film
-            progress.update()
             progress.set_postfix(success=str(sum(outcomes.values())))
     results = {
         task: TaskResult(
             task,
-            [outcomes[task, trial] for trial in range(trials)],
+            [outcomes[task, trial] for trial in range(trials) if (task, trial) in outcomes],
             [films[task, trial] for trial in range(trials) if (task, trial) in films],
+            suites[task],
         )
         for task in tasks
     }
-    return EvaluationResult(results, time.perf_counter() - started)
+    failed.sort(key=lambda one: (tasks.index(one.task), one.trial))
+    result = EvaluationResult(results, time.perf_counter() - started, failed)
+    if failed:
+        raise IncompleteEvaluationError(result)
+    return result
 
 
 def save_films(result: EvaluationResult, folder: str | Path) -> dict[str, list[Path]]:
@@ -195,4 +228,11 @@ def save_films(result: EvaluationResult, folder: str | Path) -> dict[str, list[P
     return files
 
 
-__all__ = ["EvaluationResult", "TaskResult", "evaluate_policy", "pooled", "save_films"]
+__all__ = [
+    "EvaluationResult",
+    "IncompleteEvaluationError",
+    "TaskResult",
+    "evaluate_policy",
+    "pooled",
+    "save_films",
+]

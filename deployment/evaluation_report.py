@@ -10,6 +10,7 @@ from typing import Any
 
 from ..hub_cards.intervals import wilson_interval
 from ..hub_cards.plots import success_by_task
+from ..hub_cards.privacy import scrub
 from ..hub_cards.report import Report
 from ..hub_cards.versions import installed_versions
 from .evaluation import EvaluationResult, pooled
@@ -17,7 +18,7 @@ from .evaluation_arguments import REPORT_FILE
 from .evaluation_commands import command_lines, commands_of, show_commands
 from .trial_records import ROBOT_SETTINGS, TrialRecords
 
-SHOWN_FILMS, SHOWN_STRIPS = 24, 60  # a page of more is too large to open; all lie beside it
+SHOWN_FILMS, SHOWN_STRIPS, SHOWN_MISSING = 24, 60, 60  # a page of more is too large to open; all lie beside it
 
 Results = Mapping[str, EvaluationResult]  # by robot
 Settings = Mapping[str, Mapping[str, Any]]  # likewise
@@ -36,6 +37,7 @@ def write_evaluation(results: Results, settings: Settings, records: TrialRecords
         robot: {
             **{name: own[name] for name in ROBOT_SETTINGS[1:] if name in own},
             **results[robot].counts(),
+            "missing": _missing(results[robot]),
             **({"commands": commands[robot]} if robot in commands else {}),
         }
         for robot, own in settings.items()
@@ -44,6 +46,7 @@ def write_evaluation(results: Results, settings: Settings, records: TrialRecords
         "kind": "evaluation",
         **common,
         **pooled(results.values()).to_dict(),
+        "missing": len(pooled(results.values()).missing),
         "robots": robots,
         "versions": installed_versions(),
         "episode_time_s": round(sum(record.seconds for record in records.finished.values()), 1),
@@ -63,8 +66,8 @@ def summary(results: Results, settings: Settings, records: TrialRecords) -> list
     """What the terminal says: episodes that succeeded, of each robot and of all, and what limits did to commands."""
     told = [f"{robot}: {_told(result.count())}" for robot, result in results.items()] if len(results) > 1 else []
     successes, trials = pooled(results.values()).count()
-    low, high = wilson_interval(successes, trials)
-    told.append(f"{successes} of {trials} episodes succeeded (95 % interval {low:.0%} to {high:.0%})")
+    interval = " (95 % interval {:.0%} to {:.0%})".format(*wilson_interval(successes, trials)) if trials else ""
+    told.append(f"{successes} of {trials} episodes succeeded{interval}")
     return told + command_lines(_limited_commands(results, settings, records))
 
 
@@ -84,6 +87,13 @@ def _page(results: Results, records: TrialRecords) -> Report:
     together = pooled(results.values())
     successes, trials = together.count()
     page = Report("Closed-loop evaluation", f"{successes} of {trials} episodes succeeded")
+    if together.missing:
+        page.section("Incomplete")
+        rows = [[robot, *one.values()] for robot, own in results.items() for one in _missing(own)]
+        told = f"{len(rows)} trials failed to end and count nowhere; the same call runs them again."
+        if len(rows) > SHOWN_MISSING:
+            told += f" The first {SHOWN_MISSING} of them; all are in {REPORT_FILE}."
+        page.table(["arm", "task", "trial", "why"], rows[:SHOWN_MISSING], told)
     suites = together.suites()
     if suites:
         page.section("Success by suite and arm")
@@ -92,7 +102,7 @@ def _page(results: Results, records: TrialRecords) -> Report:
             rows.append(["all suites", len(together.tasks), *_cells(results)])
         page.table(["suite", "tasks", *results], rows, "Successes / trials with 95 % Wilson intervals.")
         counts = {arm: {suite: own.count(suites[suite]) for suite in suites} for arm, own in results.items()}
-        page.figure(success_by_task(counts), caption="Success by suite with 95 % intervals.")
+        _show_success(page, counts, "Success by suite with 95 % intervals.")
     page.section("Success by task and arm")
     page.text("Successes / trials with 95 % Wilson intervals; every trial has a start of its own, decided by the seed.")
     for suite, tasks in (suites or {"": list(together.tasks)}).items():
@@ -101,10 +111,22 @@ def _page(results: Results, records: TrialRecords) -> Report:
         page.table([suite or "task", *results], rows if suite else [*rows, ["all tasks", *_cells(results)]])
         counts = {arm: dict(zip(names, (own.count([t]) for t in tasks), strict=True)) for arm, own in results.items()}
         where = f" of {suite}" if suite else ""
-        page.figure(success_by_task(counts), caption=f"Success by task{where} with 95 % intervals.")
+        _show_success(page, counts, f"Success by task{where} with 95 % intervals.")
     _show_failures(page, results, records)
     _show_films(page, results, records)
     return page
+
+
+def _missing(result: EvaluationResult) -> list[dict[str, Any]]:
+    """Trials that failed to end, and why, without paths of this machine."""
+    return [{"task": one.task, "trial": one.trial, "error": scrub(one.error)} for one in result.missing]
+
+
+def _show_success(page: Report, counts: Mapping[str, Mapping[str, tuple[int, int]]], caption: str) -> None:
+    """A figure of what has trials, if anything has."""
+    tried = {arm: {name: own for name, own in by_name.items() if own[1]} for arm, by_name in counts.items()}
+    if any(tried.values()):
+        page.figure(success_by_task(tried), caption=caption)
 
 
 def _cells(results: Results, tasks: Sequence[str] | None = None) -> list[str]:
@@ -113,6 +135,8 @@ def _cells(results: Results, tasks: Sequence[str] | None = None) -> list[str]:
 
 
 def _told(counts: tuple[int, int], space: str = " ", dash: str = "–") -> str:
+    if not counts[1]:
+        return "none"
     low, high = wilson_interval(*counts)
     return f"{counts[0]}{space}/{space}{counts[1]} ({100 * low:.0f}{dash}{100 * high:.0f}{space}%)"
 

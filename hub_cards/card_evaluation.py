@@ -34,8 +34,8 @@ def read_evaluation(
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is of something else, of another checkpoint or body, or of a policy that was shown black
-            pictures.
+        ValueError: it is of something else, of another checkpoint or body, of a policy that was shown black
+            pictures, or without some of its trials.
     """
     file = Path(report)
     file = file / "report.json" if file.is_dir() else file
@@ -46,6 +46,8 @@ def read_evaluation(
         raise ValueError(f"{file} is no evaluation: name the output folder of priorvla evaluate")
     if content.get("blank_images"):
         raise ValueError(f"{file} is of the policy with black pictures (--blank-images), not of what it can do")
+    if content.get("missing"):
+        raise ValueError(f"{file} is incomplete, {content['missing']} trials failed to end: run the evaluation again")
     told, names = Path(content.get("checkpoint") or "").name, {Path(place).name for place in checkpoints}
     if told and names and told not in names:
         raise ValueError(f"{file} is an evaluation of {told}, not of {Path(checkpoints[0]).name}: name that one's")

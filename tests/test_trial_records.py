@@ -74,7 +74,7 @@ def test_a_damaged_first_line_is_not_to_be_removed_and_a_foreign_file_is_left_as
     damaged = b"\0" * 10 + file.read_bytes()[10:]
     for content in (damaged, b'{"precious": 1}\n', b"precious notes", b"[]\n[]\n", b"{}"):
         file.write_bytes(content)
-        with pytest.raises(ValueError, match="does not begin with the settings of an evaluation: .* restore"):
+        with pytest.raises(ValueError, match=r"does not begin with the settings of an evaluation: .* restore"):
             outcomes(tmp_path)
         assert file.read_bytes() == content
     for begun in (b"", b'{"sett', b'{"settings": {"we', b"\0" * 40, b"\0" * 40 + b"\n"):
@@ -197,7 +197,9 @@ def test_films_are_named_in_their_records_and_the_first_failure_of_a_task_has_a_
 
 def test_a_report_over_several_suites_counts_each_by_its_robot_and_shows_why_a_task_failed(tmp_path):
     outcomes = {"libero_object/milk": [True, True], "libero_object/soup": [True, False], "libero_goal/stove": [False]}
-    result = EvaluationResult({task: TaskResult(task, own) for task, own in outcomes.items()}, 1.0)
+    result = EvaluationResult(
+        {task: TaskResult(task, own, suite=task.split("/")[0]) for task, own in outcomes.items()}, 1.0
+    )
     settings = {**SETTINGS, "robot": "libero_iiwa_eef"}
     with TrialRecords(tmp_path, settings) as records:
         for task, own in outcomes.items():
@@ -280,7 +282,7 @@ def test_a_report_over_two_arms_has_a_column_of_each_and_counts_both_together(tm
     with TrialRecords(tmp_path, *ARMS.values()) as records:
         for arm, result in results.items():
             for suite in suites:
-                own = TaskResult(f"{suite}/milk", [arm == "panda", False])
+                own = TaskResult(f"{suite}/milk", [arm == "panda", False], suite=suite)
                 result.tasks[own.task] = own
                 for trial, success in enumerate(own.outcomes):
                     strip = {} if success else {"strip": FRAMES}
