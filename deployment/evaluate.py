@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..configuration.configuration_priorvla import PriorVLAConfig
 from ..hub_cards.privacy import scrub
-from .checkpoint_identity import checkpoint_identity
+from .checkpoint_identity import at_revision, checkpoint_commit, checkpoint_identity
 from .compilation import require_compiler
 from .driven_robots import driven_robots
 from .environments.registry import require_starts
@@ -17,6 +18,7 @@ from .evaluation import EvaluationResult, IncompleteEvaluationError, evaluate_po
 from .evaluation_arguments import check_evaluation
 from .evaluation_report import summary, write_evaluation
 from .policy import PriorVLAPolicy
+from .simulator_versions import evaluation_versions
 from .trial_records import TrialRecords
 
 
@@ -80,7 +82,10 @@ def evaluate_checkpoint(
         require_compiler(device)
     options = dict(environment_options or {})
     require_starts(env, tasks, trials, options)
-    driven = driven_robots(checkpoint, env, tasks[0], options, robots, embodiments, action_limits)
+    commit = checkpoint_commit(checkpoint)
+    if execute_steps is not None:
+        _require_steps(checkpoint, commit, execute_steps)
+    driven = driven_robots(checkpoint, env, tasks[0], options, robots, embodiments, action_limits, commit)
     settings = {
         robot.name: {
             "environment": env,
@@ -94,16 +99,18 @@ def evaluate_checkpoint(
             "blank_images": blank_images,
             "device": device,
             "compiled": compile or None,  # None as in records that are older than the option
+            "versions": evaluation_versions(env),
         }
         for robot in driven
     }
-    weights = checkpoint_identity(checkpoint)
+    weights = commit or checkpoint_identity(checkpoint)
     with TrialRecords(output_dir, *({"weights": weights, **own} for own in settings.values())) as records:
         results: dict[str, EvaluationResult] = {}
         for robot in driven:
             make_policy = partial(
                 _warm_policy,
                 checkpoint,
+                commit,
                 backbone=backbone,
                 device=device,
                 execute_steps=execute_steps,
@@ -140,10 +147,16 @@ def evaluate_checkpoint(
     return results
 
 
-def _warm_policy(checkpoint: str, **arguments: Any) -> PriorVLAPolicy:
-    policy = PriorVLAPolicy.from_pretrained(checkpoint, **arguments)
+def _require_steps(checkpoint: str, commit: str | None, execute_steps: int) -> None:
+    steps = PriorVLAConfig.from_pretrained(checkpoint, **at_revision(commit)).expert.chunk_size
+    if execute_steps > steps:
+        raise ValueError(f"--execute-steps {execute_steps}: a chunk of {checkpoint} has {steps} steps, name no more")
+
+
+def _warm_policy(checkpoint: str, commit: str | None, **arguments: Any) -> PriorVLAPolicy:
+    policy = PriorVLAPolicy.from_pretrained(checkpoint, **at_revision(commit), **arguments)
     if policy.compiled:
-        policy.warm_up()
+        policy.warm_up(prefix_steps=None)  # every chunk begins anew
     return policy
 
 

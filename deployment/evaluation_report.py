@@ -12,7 +12,6 @@ from ..hub_cards.intervals import wilson_interval
 from ..hub_cards.plots import success_by_task
 from ..hub_cards.privacy import scrub
 from ..hub_cards.report import Report
-from ..hub_cards.versions import installed_versions
 from .evaluation import EvaluationResult, pooled
 from .evaluation_arguments import REPORT_FILE
 from .evaluation_commands import command_lines, commands_of, show_commands
@@ -48,7 +47,6 @@ def write_evaluation(results: Results, settings: Settings, records: TrialRecords
         **pooled(results.values()).to_dict(),
         "missing": len(pooled(results.values()).missing),
         "robots": robots,
-        "versions": installed_versions(),
         "episode_time_s": round(sum(record.seconds for record in records.finished.values()), 1),
     }
     partial = records.folder / f".{REPORT_FILE}.partial"
@@ -58,7 +56,7 @@ def write_evaluation(results: Results, settings: Settings, records: TrialRecords
     if commands:
         show_commands(page, commands)
     page.section("Settings")
-    page.facts({**common, "robots": list(results), **_by_robot(settings), **installed_versions()})
+    page.facts({**common, "robots": list(results), **_by_robot(settings)})
     return page.write(records.folder / "report.html")
 
 

@@ -150,11 +150,12 @@ class PriorVLAPolicy:
         """Memory for one more episode; the same seed gives the same noise, however sessions are batched."""
         return PolicySession(torch.Generator().manual_seed(seed), ActionGuard(self.limits, self.embodiment))
 
-    def warm_up(self, batch_size: int = 1, prefix_steps: int = 0) -> float:
+    def warm_up(self, batch_size: int = 1, prefix_steps: int | None = 0) -> float:
         """Predicts from made-up observations, so that nothing is slow later; no session notices it.
 
         `prefix_steps` of a chunk are known. What is to be compiled is compiled, with and without a prefix, alone and in
-        a batch. Returns the seconds of a prediction, the median of three after the first.
+        a batch; None: no chunk will ever begin with a prefix, and nothing is compiled for that. Returns the seconds of
+        a prediction, the median of three after the first.
         """
         pictures = {camera: np.zeros((*PICTURE, 3), np.uint8) for camera in self.embodiment.cameras}
         observation = {"state": made_up_state(self.embodiment), "images": pictures, "instruction": "wait"}
@@ -165,7 +166,7 @@ class PriorVLAPolicy:
 
         chunk = predict(1, None)[0]
         for size in sorted({1, batch_size}) if self.compiled else ():  # alone first: then a batch is of any size
-            for prefix in (None, chunk[:1]):
+            for prefix in (None,) if prefix_steps is None else (None, chunk[:1]):
                 predict(size, prefix)
         seconds = []
         for _ in range(WARM_UPS):

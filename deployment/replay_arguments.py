@@ -9,7 +9,7 @@ from pathlib import Path
 from ..hub_cards.checkpoints import kind_of, require_checkpoint
 from ..training.inspection.inspection_options import InspectionOptions
 from ..training.run_options import require_device
-from .evaluation_arguments import DEVICES, REPORT_FILE
+from .evaluation_arguments import DEVICES, REPORT_FILE, TRIALS_FILE
 
 
 def check_replay(
@@ -26,7 +26,7 @@ def check_replay(
 
     Raises:
         ValueError: naming the option and its value: a number out of range, episodes that are no numbers or ranges, an
-            `output_dir` that is a file or has a report, a checkpoint of an action prior, which sees nothing.
+            `output_dir` that is a file or has a report or trials, a checkpoint of an action prior, which sees nothing.
         FileNotFoundError: checkpoint or dataset are neither here nor named like one on the Hub.
     """
     for name, value, least in (("--execute-steps", execute_steps, 1), ("--seed", seed, 0)):
@@ -40,6 +40,11 @@ def check_replay(
             f"priorvla info {checkpoint} --dataset {open_loop}"
         )
     InspectionOptions(open_loop, output_dir, episodes=episodes).check()
+    if (output_dir / TRIALS_FILE).exists():
+        raise ValueError(
+            f"--output-dir {output_dir} has trials of an evaluation in a simulator, whose report would lie there too: "
+            "choose another folder"
+        )
     if (output_dir / REPORT_FILE).exists():
         raise ValueError(f"--output-dir {output_dir} already has a report: choose another folder")
     require_device(device, DEVICES)

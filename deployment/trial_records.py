@@ -31,6 +31,7 @@ except ImportError:  # Windows, where nothing keeps two evaluations out of one f
 FILM_RATE = 20.0  # frames a second
 SETTINGS_LINE = b'{"settings": '  # how every file of ours begins
 TOLD_APART = "weights"  # a setting that says nothing to people
+VERSIONS = "versions"  # one that older records lack: those of packages, by name
 ROBOT_SETTINGS = ("robot", "embodiment", "action_limits")  # those that robots of one evaluation may differ in
 
 
@@ -223,7 +224,9 @@ class TrialRecords:
             here = {**any_other, **{name: there[name] for name in ROBOT_SETTINGS if name in there}}
         for name in {**there, **here}:
             old, new = there.get(name), here.get(name)
-            if old != new:
+            if isinstance(old, dict) and isinstance(new, dict):
+                old, new = _unlike(old, new), _unlike(new, old)
+            if old != new and not (name == VERSIONS and old is None):
                 told = "" if name == TOLD_APART else f" ({old!r} there, {new!r} here)"
                 raise ValueError(
                     f"--output-dir {self.folder} has finished trials of another {name.replace('_', ' ')}{told}: go on "
@@ -240,6 +243,10 @@ class TrialRecords:
         if self._file.write(line) != len(line):
             raise OSError(f"{self._file.name} could not be written to its end: is the disk full?")
         os.fsync(self._file.fileno())
+
+
+def _unlike(own: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in own.items() if name not in other or other[name] != value}
 
 
 def _keep_entries(folder: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from priorvla.deployment.compilation import require_compiler
+from priorvla.deployment.evaluate import evaluate_checkpoint
 from priorvla.deployment.policy import PriorVLAPolicy
 from priorvla.deployment.serving.serving_options import ServingOptions
 
@@ -70,6 +71,49 @@ def test_nothing_is_compiled_after_the_warm_up_whatever_sessions_meet(load, monk
     for own, other in zip(lives(policy), expected, strict=True):
         np.testing.assert_allclose(own, other, atol=1e-5)
     assert counters["stats"]["unique_graphs"] == graphs
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch):
+    """torch.compile without code being made; its counts."""
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    return counters["stats"]
+
+
+@needs_compiler
+def test_an_evaluation_compiles_what_it_uses_and_nothing_else(save_policy, tiny_backbone, tmp_path, quick_compiler):
+    metaworld_env = pytest.importorskip("priorvla.deployment.environments.metaworld_env")
+    pytest.importorskip("metaworld")
+    body = metaworld_env.metaworld_embodiment().with_statistics(np.zeros((2, 4)), np.array([[-1.0] * 4, [1.0] * 4]))
+    options = {"max_episode_steps": 8, "films": 0, "backbone": str(tiny_backbone), "compile": True}
+    policy = save_policy(tmp_path / "policy", [body])
+    evaluate_checkpoint(str(policy), "metaworld", ["reach"], 1, tmp_path / "evaluation", **options)
+    assert quick_compiler["unique_graphs"] == 1  # of one observation, without a prefix
+
+
+@needs_compiler
+def test_a_server_serves_the_policy_compiled(save_policy, bodies, tiny_backbone, tmp_path, monkeypatch):
+    pytest.importorskip("websockets")
+    serve = pytest.importorskip("priorvla.deployment.serving.serve")
+    served = []
+
+    class Server(serve.PolicyServer):
+        def __init__(self, policy, **options) -> None:
+            served.append(policy)
+            super().__init__(policy, **options)
+
+        async def run(self, *given, **options) -> None:
+            """Ends at once."""
+
+    monkeypatch.setattr(serve, "PolicyServer", Server)
+    policy = str(save_policy(tmp_path / "policy", bodies[:1]))
+    for compiled in (True, False):
+        serve.serve_checkpoint(ServingOptions(policy, backbone=str(tiny_backbone), compile=compiled))
+        assert ("denoise" in vars(served[-1].model.expert)) is served[-1].compiled is compiled
 
 
 def test_without_a_compiler_the_error_says_what_to_install_before_anything_is_loaded(monkeypatch):

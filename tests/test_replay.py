@@ -157,3 +157,8 @@ def test_the_command_refuses_what_does_not_belong_together(save_policy, bodies, 
     ):
         assert main([*base, *more]) == 2
         assert said in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "trials.jsonl").touch()
+    assert main([*base, "--open-loop", str(recorded)]) == 2
+    assert "has trials of an evaluation in a simulator" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["trials.jsonl"]

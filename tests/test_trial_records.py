@@ -152,6 +152,17 @@ def test_trials_of_another_setting_are_refused_by_its_name_and_kept(tmp_path, na
     assert (tmp_path / "trials.jsonl").read_bytes() == before
 
 
+def test_trials_of_other_versions_are_refused_by_those_that_differ_and_older_records_tell_none(tmp_path):
+    told = {**SETTINGS, "versions": {"torch": "2.9", "mujoco": "3.3"}}
+    with TrialRecords(tmp_path / "new", told) as records:
+        records.add(episode(0))
+    with pytest.raises(ValueError, match=r"another versions \({'mujoco': '3.3'} there, {'mujoco': '3.8'} here\)"):
+        TrialRecords(tmp_path / "new", {**told, "versions": {"torch": "2.9", "mujoco": "3.8"}})
+    write(tmp_path / "old", 0)
+    with TrialRecords(tmp_path / "old", told) as records:
+        assert len(records.finished) == 1
+
+
 def test_settings_without_a_trial_bind_nobody(tmp_path):
     write(tmp_path)
     with TrialRecords(tmp_path, {**SETTINGS, "seed": 1}) as records:
