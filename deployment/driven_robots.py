@@ -60,7 +60,7 @@ def driven_robots(
     driven = []
     for own, embodiment in zip(chosen, names, strict=True):
         robot = _robot(env, task, own)
-        wanted = embodiment or (robot.name if len(known) > 1 else known[0])
+        wanted = embodiment or (known[0] if len(known) == 1 else robot.name)
         if wanted not in known:
             raise ValueError(
                 f"{checkpoint} knows no {wanted!r}: name one of its bodies by --embodiment, of {', '.join(known)}"

