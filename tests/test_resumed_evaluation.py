@@ -57,7 +57,7 @@ def trials(folder):
     return sorted((line["task"], line["trial"], line["success"], line["steps"]) for line in map(json.loads, lines))
 
 
-def test_an_evaluation_that_was_killed_goes_on_and_can_be_extended(command, tmp_path, capsys):
+def test_an_evaluation_that_was_killed_goes_on_and_can_be_extended(command, tmp_path, capsys, monkeypatch):
     killed, straight = tmp_path / "killed", tmp_path / "straight"
     process = subprocess.run([sys.executable, "-c", KILLED, *command, "--output-dir", str(killed)], capture_output=True)
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
@@ -76,7 +76,10 @@ def test_an_evaluation_that_was_killed_goes_on_and_can_be_extended(command, tmp_
 
     more = [*command[:-1], "1", "--output-dir", str(killed)]
     more[more.index("3")] = "4"
+    begun, reset = [], MetaWorldEnv.reset
+    monkeypatch.setattr(MetaWorldEnv, "reset", lambda env, **own: begun.append((env.task, own)) or reset(env, **own))
     assert main(more) == 0
+    assert begun == [("reach", {"seed": 3}), ("drawer-close", {"seed": 3})]  # and no finished trial again
     assert counted(killed)["overall"]["trials"] == 8
     assert trials(killed)[:3] == trials(straight)[:3]
     capsys.readouterr()
@@ -86,6 +89,8 @@ def test_an_evaluation_that_was_killed_goes_on_and_can_be_extended(command, tmp_
     assert "another action limits (None there, {'high': [0.5, 0.5, 0.5, 0.5]} here)" in capsys.readouterr().err
     assert main([*more, "--seed", "1"]) == 2
     assert "another seed (0 there, 1 here)" in capsys.readouterr().err
+    assert main([*more, "--execute-steps", "9"]) == 2
+    assert "--execute-steps 9: a chunk of" in capsys.readouterr().err
     weights = tmp_path / "policy" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     assert main(more) == 2
