@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..configuration.embodiment import Embodiment
 from .command_counts import CommandCounts
+from .environments.trial_starts import start_seed
 from .policy import Policy
 from .worker_processes import LastEnvironment, worker_pool
 
@@ -225,11 +226,11 @@ def _require_cameras(body: Embodiment, there: Sequence[str], environment: str) -
 
 def _run_episode(policy: Policy, environment: Any, block: TrialBlock, trial: int) -> Episode:
     started = time.perf_counter()
-    start_seed = block.seed * 100_003 + trial
-    observation, info = environment.reset(seed=start_seed)
+    seed = start_seed(block.seed, trial)
+    observation, info = environment.reset(seed=seed)
     if getattr(environment.unwrapped, "embodiment", None) is None:
         _require_cameras(policy.embodiment, list(observation["images"]), "the environment")
-    session = policy.new_session(start_seed)
+    session = policy.new_session(seed)
     instruction = getattr(environment.unwrapped, "instruction", block.task)
     shown = _steps_shown(environment, block, trial)
     frames: list[NDArray[np.uint8]] = []
