@@ -134,12 +134,14 @@ class LiberoPro:
         """Of a policy: trials that are there count, the others are run; `report.html` is in `evaluations`."""
         made, policy = POLICIES[name], self.policy(name)
         folder = self.folder / "evaluations" / folder_name(name)
-        suites = [SPLITS[split] for split in splits]
+        file = folder / "report.json"
+        known = json.loads(file.read_text(encoding="utf-8"))["suites"] if file.is_file() else {}
+        suites = [suite for split, suite in SPLITS.items() if split in splits or suite in known]
         command("evaluate", policy, "--env", "libero", "--suite", *suites, "--starts", "recorded",
                 "--arm", self.options.arms[made.second], "--embodiment", self._body(made), "--output-dir", folder,
                 "--trials", self.options.trials, "--max-episode-steps", self.options.max_episode_steps,
                 "--seed", self.options.seed, "--workers", self.options.workers)  # fmt: skip
-        counted = json.loads((folder / "report.json").read_text(encoding="utf-8"))["suites"]
+        counted = json.loads(file.read_text(encoding="utf-8"))["suites"]
         return {split: (counted[SPLITS[split]]["successes"], counted[SPLITS[split]]["trials"]) for split in splits}
 
     def expert(self, second: bool, splits: list[str]) -> Counts:
