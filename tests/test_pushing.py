@@ -147,13 +147,9 @@ def test_every_save_is_a_commit_and_none_has_the_optimizer(hub, make_trainer, tm
     )
     trainer.train()
     saves = [f"Training in progress, step {step}" for step in (2, 4, 5)]
+    assert commits(hub) == saves, "the last save is what the end would push"
     repository = hub.opened("models", REPO)
-    own = list(repository.commits.values())[1:]
-    assert commits(hub)[:3] == saves and len(own) <= 4
-    if len(own) == 4:  # on a slow machine the minutes on the card went on, and nothing else did
-        last, end = own[2].files, own[3].files
-        assert {name for name in end if end[name] != last.get(name)} == {"README.md"}
-    for commit, step in zip(own[:3], (2, 4, 5), strict=True):
+    for commit, step in zip(list(repository.commits.values())[1:], (2, 4, 5), strict=True):
         assert set(commit.files) == {".gitattributes", "README.md", "config.json", "embodiments.json"} | {
             "model.safetensors",
             *(name for name in commit.files if "processor" in name or "token" in name or name == "vocab.txt"),
@@ -277,7 +273,7 @@ def test_a_connection_that_dies_costs_a_push_and_not_the_training(hub, make_trai
         hub_strategy="every_save", hub_always_push=True, save_strategy="steps", save_steps=2, max_steps=5
     )
     trainer.train()
-    assert commits(hub)[:2] == [f"Training in progress, step {step}" for step in (4, 5)]
+    assert commits(hub) == [f"Training in progress, step {step}" for step in (4, 5)]
     assert "the training goes on without this push: the connection to the Hub failed" in caplog.text
 
 

@@ -42,10 +42,15 @@ def test_minutes_device_memory_and_processes_are_told_once_a_training_has_begun(
     assert float(told["peak memory"].removesuffix(" GB")) > 0.1
 
 
-def test_the_clock_stands_still_after_the_training(train):
-    cost = RunCost()
-    train(2, cost)
-    assert cost.seconds == cost.seconds
+def test_what_comes_behind_the_last_step_is_not_counted_so_that_its_cards_say_the_same(train):
+    cost, saved = RunCost(), []
+
+    class AtASave(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            saved.append(cost.seconds)
+
+    train(4, cost, AtASave())
+    assert 0 < saved[0] < saved[1] == cost.seconds
 
 
 def test_of_a_resumed_run_it_is_said_since_when(train):

@@ -18,35 +18,34 @@ except ImportError:  # not on Windows
 
 
 class RunCost(TrainerCallback):
-    """Add it to a Trainer; `facts` are what has been measured so far, with evaluations and saves in between."""
+    """Add it to a Trainer; `facts` are what has been measured up to the last step, with evaluations and saves between.
+
+    What comes behind that step is left out, so that two cards of the same weights say the same.
+    """
 
     def __init__(self) -> None:
-        self._began: float | None = None
-        self._seconds = 0.0
+        self.seconds = 0.0  # of training, on the wall's clock; of a run that was resumed, those since
+        self._memory: int | None = None
+        self._began = 0.0
         self._first_step = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._began, self._first_step = time.monotonic(), state.global_step
+        self.seconds, self._began, self._first_step = 0.0, time.monotonic(), state.global_step
         if args.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(args.device)
 
-    def on_train_end(
+    def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._seconds, self._began = self.seconds, None
-
-    @property
-    def seconds(self) -> float:
-        """Wall-clock seconds of training; of a run that was resumed, those since."""
-        return self._seconds if self._began is None else time.monotonic() - self._began
+        self.seconds, self._memory = time.monotonic() - self._began, peak_memory(args.device)
 
     def facts(self, args: TrainingArguments) -> dict[str, Any]:
-        """`cost` of a card's `training`. Nothing before a training has begun."""
+        """`cost` of a card's `training`. Nothing before its first step."""
         if not self.seconds:
             return {}
-        memory = peak_memory(args.device)
+        memory = self._memory
         minutes, since = round(self.seconds / 60, 1), self._first_step
         facts = {
             "minutes of training": f"{minutes}, since it was resumed at step {since}" if since else minutes,
