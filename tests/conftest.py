@@ -34,6 +34,12 @@ def tiny_backbones() -> Any:
 
 
 @pytest.fixture(scope="session")
+def other_server() -> Any:
+    """The function of other_server.py: a policy server of somebody else's."""
+    return load_beside("other_server").other_server
+
+
+@pytest.fixture(scope="session")
 def tiny_smolvlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random SmolVLM: see tiny_backbones.py."""
     return load_beside("tiny_backbones").save_smolvlm(tmp_path_factory.mktemp("tiny_smolvlm"))
