@@ -38,6 +38,7 @@ from typing import Any
 
 import yaml
 from language_table import BLIND, report, row
+from same_settings import require_same_settings
 
 from priorvla.configuration.recipe import load_recipe
 from priorvla.deployment.environments.registry import expand_tasks
@@ -202,21 +203,6 @@ def command(*arguments: object) -> float:
     return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 60
 
 
-def require_same_settings(options: argparse.Namespace) -> None:
-    """Results of other settings are not mixed with these."""
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    file = options.output_dir / "settings.json"
-    settings = {name: getattr(options, name) for name in SETTINGS}
-    began = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else settings
-    for name, value in settings.items():
-        if began[name] != value:
-            raise SystemExit(
-                f"--{name.replace('_', '-')} {value}: {options.output_dir} was begun with {began[name]}, choose "
-                "another folder"
-            )
-    file.write_text(json.dumps(settings) + "\n", encoding="utf-8")
-
-
 def run_group(options: argparse.Namespace, host: str, knob: str, seed: int) -> None:
     """All cells of a group, in a process of their own; the last lines of its log are in an error."""
     log = options.output_dir / f"{host}-{knob}-{seed}.log"
@@ -249,7 +235,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.motion_steps >= options.sight_steps:
         raise SystemExit(f"--motion-steps {options.motion_steps} must be below --sight-steps {options.sight_steps}")
-    require_same_settings(options)
+    require_same_settings(options.output_dir, options, SETTINGS)
     groups = [(h, k, s) for s in options.seeds for k in options.knobs for h in options.hosts]
     for knob in options.knobs:
         for seed in options.seeds:

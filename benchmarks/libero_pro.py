@@ -34,6 +34,7 @@ from typing import Any
 
 import yaml
 from report_file import made_with, write_report
+from same_settings import require_same_settings
 
 from priorvla.configuration.recipe import load_recipe
 from priorvla.deployment.environments.libero_robots import ARMS, libero_embodiment
@@ -76,20 +77,7 @@ class LiberoPro:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.folder = options.output_dir / f"seed-{options.seed}"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._require_same_settings()
-
-    def _require_same_settings(self) -> None:
-        file = self.folder / "settings.json"
-        settings = {name: getattr(self.options, name) for name in SETTINGS}
-        began = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else settings
-        for name, value in settings.items():
-            if began[name] != value:
-                raise SystemExit(
-                    f"--{name.replace('_', '-')} {value}: {self.folder} was begun with {began[name]}, choose another "
-                    "folder"
-                )
-        file.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+        require_same_settings(self.folder, options, SETTINGS)
 
     def demonstrations(self, second: bool) -> list[Path]:
         """The datasets of one arm, a portion each."""

@@ -40,6 +40,7 @@ from typing import Any
 
 import yaml
 from report_file import made_with, write_report
+from same_settings import require_same_settings
 
 from priorvla.configuration.recipe import load_recipe
 from priorvla.deployment.environments import list_tasks
@@ -86,21 +87,7 @@ class NewTask:
     def __init__(self, options: argparse.Namespace, seed: int) -> None:
         self.options, self.seed = options, seed
         self.folder = options.output_dir / f"seed-{seed}"
-        self._require_same_settings()
-
-    def _require_same_settings(self) -> None:
-        """Results of other settings are not mixed with these."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / "settings.json"
-        settings = {name: getattr(self.options, name) for name in SETTINGS if name != "seeds"}
-        began = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else settings
-        for name, value in settings.items():
-            if began[name] != value:
-                option = name.replace("_", "-")
-                raise SystemExit(
-                    f"--{option} {value}: {self.folder} was begun with {began[name]}, choose another folder"
-                )
-        file.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+        require_same_settings(self.folder, options, [name for name in SETTINGS if name != "seeds"])
 
     def prepare(self) -> None:
         """The base's data and both bases."""

@@ -64,12 +64,13 @@ def test_seeds_are_counted_together_and_the_report_says_everything(tmp_path: Pat
 
 
 def test_results_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
-    language = importlib.import_module("language")
-    settings = dict.fromkeys(language.SETTINGS, 1)
-    language.require_same_settings(argparse.Namespace(output_dir=tmp_path, **settings))
-    language.require_same_settings(argparse.Namespace(output_dir=tmp_path, **settings))
+    require = importlib.import_module("same_settings").require_same_settings
+    names = importlib.import_module("language").SETTINGS
+    settings = dict.fromkeys(names, 1)
+    for _ in range(2):
+        require(tmp_path / "runs", argparse.Namespace(**settings), names)
     with pytest.raises(SystemExit, match=r"--language-steps 2: .* was begun with 1"):
-        language.require_same_settings(argparse.Namespace(output_dir=tmp_path, **{**settings, "language_steps": 2}))
+        require(tmp_path / "runs", argparse.Namespace(**{**settings, "language_steps": 2}), names)
 
 
 def test_every_training_starts_where_its_name_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

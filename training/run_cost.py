@@ -36,9 +36,7 @@ class RunCost(TrainerCallback):
         if args.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(args.device)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.seconds, self._memory = time.monotonic() - self._began, peak_memory(args.device)
 
     def facts(self, args: TrainingArguments) -> dict[str, Any]:
