@@ -139,6 +139,7 @@ def _add_pretrain(commands: Any) -> None:
         action="store_true",
         help="action, with --prior and new bodies only: train all weights, not just theirs",
     )
+    command.add_argument("--like", metavar="NAME", help="action, with --prior: a body of it that new ones start from")
     command.add_argument(
         "--stream", action="store_true", help="action: read LeRobot's parquet files as they are needed"
     )

@@ -7,7 +7,8 @@
 observation to the model and of the actions back, on loopback, not the model. Observations have two pictures of 224 x
 224 (302 kB a request).
 
-* Overhead: one client asks again and again. Round trip minus the model's own time (`infer_ms` in the reply).
+* Overhead: one client asks again and again. Round trip minus the model's own time (`infer_ms` in the reply). The
+  control, in turn with it: a server of the package websockets alone, which answers the same frame unread.
 * Fairness: eight clients ask without a pause, with batches of one and of eight. Replies by client, and round trips.
 * `--faults` instead: 10,000 frames that are no requests (cut off, random, with bytes changed, with impossible shapes,
   types and depths), each on a connection of its own, and 1,000 connections that are torn down at any moment, half of
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
 import re
 import socket
 import struct
@@ -48,7 +50,9 @@ from transformers import (
 )
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect as connect_and_wait
 
 from priorvla.configuration.backbone_reference import BACKBONE_KEYS
 from priorvla.configuration.configuration_priorvla import PriorVLAConfig
@@ -140,23 +144,63 @@ def percentiles(milliseconds: list[float]) -> dict[str, float]:
     return {f"p{share}": round(float(np.percentile(milliseconds, share)), 2) for share in (50, 95, 99)}
 
 
+async def answer_unread(ports: Any) -> None:
+    """The control: every frame is answered with as many bytes as a chunk's reply, until the process is ended."""
+
+    async def answer(connection: ServerConnection) -> None:
+        async for _ in connection:
+            await connection.send(bytes(700))
+
+    async with serve(answer, "127.0.0.1", 0, compression=None, max_size=2**24) as server:
+        ports.put(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+
+@contextmanager
+def bare_server() -> Iterator[int]:
+    """`answer_unread` in a process of its own, and its port."""
+    spawning = multiprocessing.get_context("spawn")
+    ports = spawning.Queue()
+    process = spawning.Process(target=run_bare_server, args=(ports,), daemon=True)
+    process.start()
+    try:
+        yield ports.get(timeout=60)
+    finally:
+        process.terminate()
+        process.join()
+
+
+def run_bare_server(ports: Any) -> None:
+    asyncio.run(answer_unread(ports))
+
+
 def measure_overhead(port: int, requests: int) -> dict[str, Any]:
-    """Milliseconds of a round trip, of the model in it, and of everything else."""
-    seen, total, model = observation(0), [], []
-    with PolicyClient(port=port) as client:
+    """Milliseconds of a round trip, of the model in it, of everything else, and of the control's round trip."""
+    seen, total, model, control = observation(0), [], [], []
+    frame = encode(seen)
+    with (
+        PolicyClient(port=port) as client,
+        bare_server() as bare_port,
+        connect_and_wait(f"ws://127.0.0.1:{bare_port}", compression=None, proxy=None) as bare,
+    ):
         for request in range(requests + 20):
             began = time.perf_counter()
             reply = client.infer(seen)
+            answered = time.perf_counter()
+            bare.send(frame)
+            bare.recv()
             if request >= 20:  # the first warm up
-                total.append(1e3 * (time.perf_counter() - began))
+                total.append(1e3 * (answered - began))
+                control.append(1e3 * (time.perf_counter() - answered))
                 model.append(reply["server_timing"]["infer_ms"])
     rest = [a - b for a, b in zip(total, model, strict=True)]
     return {
         "requests": requests,
-        "kilobytes_a_request": round(len(encode(seen)) / 1e3),
+        "kilobytes_a_request": round(len(frame) / 1e3),
         "round_trip_ms": percentiles(total),
         "model_ms": percentiles(model),
         "overhead_ms": percentiles(rest),
+        "bare_round_trip_ms": percentiles(control),
         "median_under_2_ms": percentiles(rest)["p50"] < TARGET_MS,
     }
 

@@ -56,7 +56,7 @@ SERVER = [
 OPTIONS = {
     "collect": [*COLLECT, *SIMULATOR, "--image-size", "--max-episode-steps", "--workers", "--seed", "--overwrite"],
     "inspect": ["dataset", "--config", "--output-dir", "--no-images", *INSPECTED],
-    "pretrain": ["--kind", "--train-all", "--stream", "--data-share", *TRAIN, *RUN],
+    "pretrain": ["--kind", "--train-all", "--like", "--stream", "--data-share", *TRAIN, *RUN],
     "train": [*TRAIN, "--insertion", "--listening", *RUN],
     "evaluate": [
         *EVALUATE,
@@ -219,6 +219,7 @@ ON_ARMS = ["evaluate", "a/x", "--env", "libero", "--suite", "libero_goal", "--ou
         (["inspect", "/no/where"], "/no/where does not exist: give a dataset's folder or file"),
         (["inspect", ".", "--chunk-size", "0"], "--chunk-size 0 must be at least 1"),
         (["pretrain", "--dataset", "a/x", "--output-dir", "x", "--train-all"], "name it with --prior"),
+        (["pretrain", "--dataset", "a/x", "--output-dir", "x", "--like", "b"], "--like says how to go on from a prior"),
         (["pretrain", "--dataset", "a/x:2", "--output-dir", "x", "--stream"], "without weights: leave ':WEIGHT' out"),
     ],
 )

@@ -62,6 +62,27 @@ def test_a_body_that_joins_a_prior_moves_nothing_of_what_was_there(prior, motion
     assert any(name.endswith("/large") for name in json.loads((tmp_path / "both" / "metrics.json").read_text()))
 
 
+def test_a_body_that_joins_may_start_from_one_that_is_known(prior, motion, tmp_path):
+    standing = {"max_steps": 1, "training": {"learning_rate": 1e-12}}
+    pretrain_action_prior(
+        options(motion[1:], tmp_path / "both", prior=str(prior), model=None, like="small", **standing)
+    )
+    before, after = (load_file(folder / "model.safetensors") for folder in (prior, tmp_path / "both"))
+    (soft,) = [name for name in before if "soft_tokens" in name]
+    torch.testing.assert_close(after[soft.removesuffix("0") + "1"], before[soft])
+
+
+def test_what_new_bodies_start_from_must_be_known_and_there_must_be_new_ones(prior, motion, tmp_path):
+    for datasets, like, message in (
+        (motion[1:], "nobody", "'nobody'"),
+        (motion[:1], "small", "--like small is for new bodies, and .* knows small"),
+    ):
+        given = options(datasets, tmp_path / "none", prior=str(prior), model=None, like=like)
+        with pytest.raises(ValueError, match=message):
+            pretrain_action_prior(given)
+    assert not (tmp_path / "none" / "model.safetensors").exists()
+
+
 def test_all_weights_train_where_that_is_asked_for_or_a_known_body_is_among_the_data(prior, motion, tmp_path):
     before = load_file(prior / "model.safetensors")
     for name, given in (

@@ -307,6 +307,7 @@ def test_a_query_token_in_the_backbone_is_trained_from_an_action_prior(ladder, c
         ("action", "--cache-dir features"),
         ("action", "--max-cache-gb 3"),
         ("vision-action", "--train-all"),
+        ("vision-action", "--like small"),
         ("vision-action", "--stream"),
     ],
 )

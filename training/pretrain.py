@@ -82,7 +82,8 @@ def build_prior(
     When a prior knows none of the bodies, only what belongs to them will be trained, unless `options.train_all`. What
     it knows of a body stays; that the data lie elsewhere than its statistics is printed.
 
-    Raises ValueError when `options.embodiments` asks for something else to be learned of a body that it knows.
+    Raises ValueError when `options.embodiments` asks for something else to be learned of a body that it knows, and when
+    `options.like` is a body that it does not know, or nothing is new.
     """
     if options.prior is None:
         embodiments = motion.fit(ActionPriorConfig(**fields).expert.chunk_size)
@@ -96,8 +97,11 @@ def build_prior(
     for body in fitted:
         if body.name in known:
             _compare(embodiments[known.index(body.name)], body, options)
+    if options.like is not None and not new:
+        names = ", ".join(body.name for body in fitted)
+        raise ValueError(f"--like {options.like} is for new bodies, and {options.prior} knows {names}: leave it out")
     for body in new:
-        model.add_embodiment(body.name, body.model_action_dim, body.model_state_dim)
+        model.add_embodiment(body.name, body.model_action_dim, body.model_state_dim, like=options.like)
     alone = len(new) == len(fitted) and not options.train_all
     if alone:
         model.train_only_embodiment(*(body.name for body in new))

@@ -105,6 +105,8 @@ class PriorOptions(RunOptions):
         prior: folder or Hub id of an action prior to go on from. Bodies that it does not know are added to it.
         train_all: with `prior`: train every weight although all datasets are of new bodies, of which otherwise only
             the new bodies' own weights are trained and nothing else of the prior moves by a bit.
+        like: with `prior`: a body of it whose soft tokens, and whose projections where the widths agree, new ones start
+            from; None is at random.
         embodiments: what bodies are, by their name or by dataset (its path or Hub id), over what the datasets say: some
             fields, `{"so101_follower": {"learned_kinds": "relative"}}`, a new `name` among them, or a body of the
             registry or a YAML file instead, `{"owner/dataset": "so101"}`. What `prior` knows stays: others are refused.
@@ -114,6 +116,7 @@ class PriorOptions(RunOptions):
 
     prior: str | None = None
     train_all: bool = False
+    like: str | None = None
     embodiments: Mapping[str, Mapping[str, Any] | str] | None = None
     stream: bool = False
 
@@ -130,8 +133,9 @@ class PriorOptions(RunOptions):
         if self.stream and any(split_weight(dataset)[1] is not None for dataset in self.datasets):
             raise ValueError("--stream reads every file once an epoch, without weights: leave ':WEIGHT' out")
         if self.prior is None:
-            if self.train_all:
-                raise ValueError("--train-all says how to go on from a prior: name it with --prior, or leave it out")
+            for option, given in (("--train-all", self.train_all), ("--like", self.like is not None)):
+                if given:
+                    raise ValueError(f"{option} says how to go on from a prior: name it with --prior, or leave it out")
             return
         if given := {"expert", "encoder"} & set(self.model or {}):
             raise ValueError(f"model.{min(given)} cannot be set with --prior: its networks have their shape already")
