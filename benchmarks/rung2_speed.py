@@ -72,12 +72,13 @@ def write_demonstrations(folder: Path, frames: int, pixels: int) -> Path:
     return folder
 
 
-def backbone_fields(backbone: Backbone) -> dict[str, int]:
+def backbone_fields(backbone: Backbone) -> dict[str, Any]:
     """What a config says of a backbone that is attached by hand."""
     return {
         "backbone_layers": backbone.num_layers,
         "vision_hidden_size": backbone.vision_hidden_size,
         "text_hidden_size": backbone.text_hidden_size,
+        "image_grid": list(backbone.image_grid),
     }
 
 

@@ -103,6 +103,7 @@ def save_tiny_policy(folder: Path) -> tuple[Path, Path]:
             backbone_layers=reference["num_layers"],
             vision_hidden_size=reference["vision_hidden_size"],
             text_hidden_size=reference["text_hidden_size"],
+            image_grid=reference["image_grid"],
         )
     )
     with torch.no_grad():

@@ -76,6 +76,8 @@ class PriorVLAConfig(MotionConfig):
         backbone_layers (`int`, defaults to 12): layers of the backbone that are used, its first ones; what lies above
             the last tap is neither kept nor computed in a generative backbone.
         vision_hidden_size, text_hidden_size (`int`, default 384): the backbone's, see `describe_backbone`.
+        image_grid (`list[int] | None`): rows and columns of an image's tokens. Where given, every token is told its
+            place (our choice: the last layers of frozen ViTs keep it only roughly). None in checkpoints from before.
         backbone_training (`str`, defaults to "frozen"): `frozen`, `lora` (adapters, saved in the checkpoint) or `full`
             (all of its weights, saved in the checkpoint).
         lora (`dict | None`): `{r, lora_alpha, lora_dropout, target_modules}` of peft's LoraConfig, over our defaults.
@@ -101,6 +103,7 @@ class PriorVLAConfig(MotionConfig):
     backbone_layers: int = 12
     vision_hidden_size: int = 384
     text_hidden_size: int = 384
+    image_grid: list[int] | None = None
     backbone_training: str = "frozen"
     lora: dict[str, Any] | None = None
     stop_gradient_into_backbone: bool = False
@@ -155,6 +158,8 @@ class PriorVLAConfig(MotionConfig):
         for name in ("history_size", "num_cameras", "backbone_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.image_grid is not None and (len(self.image_grid) != 2 or min(self.image_grid) < 1):
+            raise ValueError(f"image_grid={self.image_grid} must be rows and columns, both at least 1, or None")
         if self.predicts_latent and "latent" not in self.expert.context_tokens:
             raise ValueError(
                 "z' reaches the expert as its latent token: context_tokens must have 'latent' with fusion='latent' or "

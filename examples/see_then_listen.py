@@ -29,7 +29,8 @@ def main() -> None:
     place, name = ("hub", options.backbone.resolve().name) if options.backbone else ("package", *PACKAGED_BACKBONES)
     folder = options.backbone or packaged_backbone_folder(name)
     own = describe_backbone(folder, source=place, name=name)
-    sizes = {"num_cameras": len(body.cameras), **{key: own[key] for key in ("vision_hidden_size", "text_hidden_size")}}
+    seen = ("vision_hidden_size", "text_hidden_size", "image_grid")
+    sizes = {"num_cameras": len(body.cameras), **{key: own[key] for key in seen}}
     fields = {"backbone": {key: own[key] for key in BACKBONE_KEYS}, "backbone_layers": own["num_layers"], **sizes}
 
     # 2. See: every frame is encoded once, before training, and nothing of what was said is read.

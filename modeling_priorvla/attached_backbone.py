@@ -78,6 +78,11 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
                 f"text), the model was built for {config.backbone_layers}, {expected[0]} and {expected[1]}: set "
                 "backbone_layers, vision_hidden_size and text_hidden_size, or attach the backbone it was trained with"
             )
+        if config.image_grid not in (None, list(loaded.image_grid)):
+            raise ValueError(
+                f"the backbone gives images of {loaded.image_grid} tokens (rows, columns), the model reads such of "
+                f"{tuple(config.image_grid)}: set image_grid, or use the image size and token budget of its training"
+            )
         if loaded.num_layers > config.backbone_layers:
             logger.warning_once(
                 f"of the backbone's {loaded.num_layers} layers the first {config.backbone_layers} are used: "

@@ -140,6 +140,8 @@ def describe_backbone(
         "quantization": quantization,
         **asdict(shape),
         "image_size": list(shape.image_size),
+        "image_grid": list(shape.image_grid),
+        "tokens_per_image": shape.tokens_per_image,
     }
 
 

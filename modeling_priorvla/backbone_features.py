@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -80,8 +81,9 @@ class LanguageFeatures:
 class BackboneShape:
     """The sizes a model is built for; each is an attribute of the backbone too.
 
-    Taps are numbered by `num_layers`. image_size (height, width) in pixels; `tokens_per_image` is P for such an image,
-    averaged over cells where a budget asks for fewer than the backbone makes.
+    Taps are numbered by `num_layers`. image_size (height, width) in pixels; image_grid: rows and columns of the tokens
+    of such an image, averaged over cells where a budget asks for fewer than the backbone makes; `tokens_per_image` is
+    P, their product.
     tail_hidden_size: width of the tokens that `encode_tail` takes, None when the backbone takes none.
     language_reads_vision: whether the features of words depend on the images that they are said about.
     """
@@ -90,9 +92,13 @@ class BackboneShape:
     text_hidden_size: int
     num_layers: int
     image_size: tuple[int, int]
-    tokens_per_image: int
+    image_grid: tuple[int, int]
     tail_hidden_size: int | None
     language_reads_vision: bool
+
+    @property
+    def tokens_per_image(self) -> int:
+        return prod(self.image_grid)
 
 
 class Backbone(nn.Module):
@@ -116,6 +122,7 @@ class Backbone(nn.Module):
     text_hidden_size: int
     num_layers: int
     image_size: tuple[int, int]
+    image_grid: tuple[int, int]
     tokens_per_image: int
     tail_hidden_size: int | None
     language_reads_vision: bool
@@ -133,7 +140,8 @@ class Backbone(nn.Module):
         self.token_budget = tokens_per_image
         self.quantization: str | None = None  # see `quantize_backbone`
         self.prompt: PromptFormat | None = None  # what stands around images, where something does and is known
-        for name, value in vars(self.shape_of(model.config, image_size, tokens_per_image)).items():
+        shape = self.shape_of(model.config, image_size, tokens_per_image)
+        for name, value in {**vars(shape), "tokens_per_image": shape.tokens_per_image}.items():
             setattr(self, name, value)
         self.last_layer = self.num_layers  # that can be tapped; see `truncate`
         self.requires_grad_(False)

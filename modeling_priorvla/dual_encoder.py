@@ -42,7 +42,7 @@ class DualEncoderBackbone(Backbone):
             text_hidden_size=config.text_config.hidden_size,
             num_layers=vision.num_hidden_layers,
             image_size=image_size,
-            tokens_per_image=prod(pooled_grid(cls.grid_of(config, image_size), tokens_per_image)),
+            image_grid=pooled_grid(cls.grid_of(config, image_size), tokens_per_image),
             tail_hidden_size=None,
             language_reads_vision=False,
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..configuration.configuration_priorvla import PriorVLAConfig
 from .backbone import Backbone, LanguageFeatures, VisionFeatures
 from .hosts import require_cameras
+from .image_places import placed
 from .layers import EmbodimentLinear, SoftTokens, TransformerLayer
 from .trajectory_encoder import unit_norm
 
@@ -22,7 +23,7 @@ class FusionTransformer(nn.Module):
     def __init__(self, config: PriorVLAConfig) -> None:
         super().__init__()
         fusion, expert = config.fusion_transformer, config.expert
-        self.config, self.tap = fusion, config.backbone_layers
+        self.config, self.tap, self.grid = fusion, config.backbone_layers, config.image_grid
         hidden_size, bodies = fusion.hidden_size, len(expert.embodiments)
         self.vision_proj = nn.Linear(config.vision_hidden_size, hidden_size)
         self.vision_norm = nn.RMSNorm(hidden_size, eps=expert.rms_norm_eps)
@@ -88,7 +89,7 @@ class FusionTransformer(nn.Module):
         """Vision tokens (B, C P, d) of the last layer with their camera's embedding, and their mask (B, 1, 1, C P)."""
         cameras = self.camera_embeddings[: require_cameras(vision, len(self.camera_embeddings))]
         projected = self.vision_proj(vision.tap(self.tap).to(dtype)).unflatten(1, (len(cameras), -1))
-        return self.vision_norm((projected + cameras[:, None]).flatten(1, 2)), vision.mask[:, None, None, :]
+        return self.vision_norm(placed(projected, cameras, self.grid)), vision.mask[:, None, None, :]
 
 
 class QueryTail(nn.Module):

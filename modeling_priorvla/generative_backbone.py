@@ -109,7 +109,7 @@ class GenerativeBackbone(Backbone):
             text_hidden_size=width,
             num_layers=config.text_config.num_hidden_layers,
             image_size=image_size,
-            tokens_per_image=prod(pooled_grid(cls.grid_of(config, image_size), tokens_per_image)),
+            image_grid=pooled_grid(cls.grid_of(config, image_size), tokens_per_image),
             tail_hidden_size=width,
             language_reads_vision=True,
         )

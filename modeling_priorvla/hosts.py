@@ -17,6 +17,7 @@ from ..configuration.configuration_expert import ExpertConfig
 from ..configuration.configuration_priorvla import PriorVLAConfig
 from .backbone import LanguageFeatures, VisionFeatures
 from .expert_layer import ExpertLayer, LayerPrefix, joined
+from .image_places import placed
 from .layers import Attention, EmbodimentLinear, KeyValue, Rotary
 
 
@@ -110,6 +111,7 @@ class HostMemory(nn.Module):
         self.vision_proj = nn.ModuleDict({str(tap): nn.Linear(config.vision_hidden_size, size) for tap in seen})
         self.vision_norm = nn.ModuleDict({str(tap): nn.RMSNorm(size, eps=eps) for tap in seen})
         self.camera_embeddings = nn.Parameter(torch.empty(config.num_cameras, size))
+        self.grid = config.image_grid
         self.words_proj = nn.ModuleDict({str(tap): nn.Linear(config.text_hidden_size, size) for tap in heard})
         self.words_norm = nn.ModuleDict({str(tap): nn.RMSNorm(size, eps=eps) for tap in heard})
         self.state_proj = EmbodimentLinear(expert.state_dims, [size] * bodies)
@@ -127,14 +129,14 @@ class HostMemory(nn.Module):
     ) -> Sight:
         """`state` (B, S) normalised, `history` (B, z) from the trajectory encoder, `has_history` (B,) bool.
 
-        Raises ValueError when the features have more cameras than `num_cameras`.
+        Raises ValueError when the features have more cameras than `num_cameras`, or other tokens than `image_grid`.
         """
         dtype = self.camera_embeddings.dtype
         cameras = self.camera_embeddings[: require_cameras(vision, len(self.camera_embeddings))]
         seen = {}
         for tap, project in self.vision_proj.items():
             tokens = project(vision.tap(int(tap)).to(dtype)).unflatten(1, (len(cameras), -1))
-            seen[int(tap)] = self.vision_norm[tap]((tokens + cameras[:, None]).flatten(1, 2))
+            seen[int(tap)] = self.vision_norm[tap](placed(tokens, cameras, self.grid))
         body = [self.state_proj(state[:, None].to(dtype), embodiment_ids)]
         if history is not None:
             body.append(self.history_proj(history.to(dtype) * history.shape[-1] ** 0.5)[:, None])
@@ -205,11 +207,20 @@ class CrossLayer(SeeingLayer):
             config.head_dim,
             num_key_value_heads=config.num_key_value_heads,
         )
-        self.cross_gate = Gate(gate, config.hidden_size, born=0.0)
+        self.cross_gate = Gate(gate, config.hidden_size, born=1.0)
 
     def remember(self, sight: Sight, last: bool) -> tuple[KeyValue, Tensor, Sight]:
         tokens, mask = sight.tokens(self.tap, self.reads_language)
         return self.cross_attn.keys_values(tokens), mask, sight
+
+    @torch.no_grad()
+    def start_blind(self) -> None:
+        self.cross_gate.weight.zero_()
+
+    @torch.no_grad()
+    def start_absent(self) -> None:
+        super().start_absent()
+        self.cross_gate.weight.zero_()
 
     def look(self, tokens: Tensor, prefix: LayerPrefix) -> Tensor:
         assert prefix.memory is not None

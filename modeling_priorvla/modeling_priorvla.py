@@ -29,7 +29,15 @@ from .transfer import TransferReport, transfer_parameters
 
 # Of a vision-action prior's config: what a policy that is made from it cannot change.
 SHAPE = {"expert", "encoder", "fusion", "language", "gate", "use_latent", "fusion_transformer", "tail"}
-SHAPE |= {"use_history", "history_size", "num_cameras", "backbone_layers", "vision_hidden_size", "text_hidden_size"}
+SHAPE |= {
+    "use_history",
+    "history_size",
+    "num_cameras",
+    "backbone_layers",
+    "vision_hidden_size",
+    "text_hidden_size",
+    "image_grid",
+}
 
 Past = tuple[Tensor | None, Tensor | None, Tensor | None]  # states, actions, mask
 

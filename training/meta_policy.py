@@ -85,6 +85,7 @@ def meta_policy(
         "backbone_layers": backbone.num_layers,
         "vision_hidden_size": backbone.vision_hidden_size,
         "text_hidden_size": backbone.text_hidden_size,
+        "image_grid": list(backbone.image_grid),
     }
     with META:
         start = None if prior is None else AutoConfig.from_pretrained(prior)

@@ -332,6 +332,7 @@ def _backbone_fields(reference: dict[str, Any]) -> dict[str, Any]:
         "backbone": {key: reference[key] for key in BACKBONE_KEYS},
         "vision_hidden_size": reference["vision_hidden_size"],
         "text_hidden_size": reference["text_hidden_size"],
+        "image_grid": reference["image_grid"],
     }
 
 
