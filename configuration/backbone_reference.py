@@ -40,6 +40,17 @@ def require_backbone_reference(reference: Mapping[str, Any]) -> None:
     require_quantization(reference.get("quantization"))
 
 
+def fields_for_backbone(reference: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a new `PriorVLAConfig` for the backbone that `reference`, from `describe_backbone`, is about."""
+    own = ("vision_hidden_size", "text_hidden_size", "image_grid")
+    return {
+        "backbone": {key: reference[key] for key in BACKBONE_KEYS},
+        "backbone_layers": reference["policy_layers"],
+        "normalize_features": True,
+        **{key: reference[key] for key in own},
+    }
+
+
 def require_quantization(kind: Any) -> None:
     """Raises ValueError unless `kind` is None or one of QUANTIZATIONS, see `quantize_backbone`.
 
@@ -53,6 +64,7 @@ __all__ = [
     "BACKBONE_KEYS",
     "BACKBONE_SOURCES",
     "QUANTIZATIONS",
+    "fields_for_backbone",
     "require_backbone_reference",
     "require_quantization",
 ]

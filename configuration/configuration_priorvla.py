@@ -74,10 +74,12 @@ class PriorVLAConfig(MotionConfig):
             prompt}`, see `describe_backbone`; a reference and never a path: a frozen backbone is attached after loading
             and not saved.
         backbone_layers (`int`, defaults to 12): layers of the backbone that are used, its first ones; what lies above
-            the last tap is neither kept nor computed in a generative backbone.
+            the last tap is neither kept nor computed.
         vision_hidden_size, text_hidden_size (`int`, default 384): the backbone's, see `describe_backbone`.
         image_grid (`list[int] | None`): rows and columns of an image's tokens. Where given, every token is told its
             place (our choice: the last layers of frozen ViTs keep it only roughly). None in checkpoints from before.
+        normalize_features (`bool`, defaults to False): tokens of the backbone are brought to mean 0 and variance 1,
+            each by itself, before they are projected. `train` sets it; False in checkpoints from before.
         backbone_training (`str`, defaults to "frozen"): `frozen`, `lora` (adapters, saved in the checkpoint) or `full`
             (all of its weights, saved in the checkpoint).
         lora (`dict | None`): `{r, lora_alpha, lora_dropout, target_modules}` of peft's LoraConfig, over our defaults.
@@ -104,6 +106,7 @@ class PriorVLAConfig(MotionConfig):
     vision_hidden_size: int = 384
     text_hidden_size: int = 384
     image_grid: list[int] | None = None
+    normalize_features: bool = False
     backbone_training: str = "frozen"
     lora: dict[str, Any] | None = None
     stop_gradient_into_backbone: bool = False

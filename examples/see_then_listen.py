@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import priorvla
-from priorvla.configuration.backbone_reference import BACKBONE_KEYS
+from priorvla.configuration.backbone_reference import fields_for_backbone
 from priorvla.modeling_priorvla.backbone import describe_backbone
 from priorvla.modeling_priorvla.packaged_backbones import PACKAGED_BACKBONES, packaged_backbone_folder
 
@@ -28,10 +28,8 @@ def main() -> None:
     bodies = [replace(known, cameras=body.cameras) for known in bodies]
     place, name = ("hub", options.backbone.resolve().name) if options.backbone else ("package", *PACKAGED_BACKBONES)
     folder = options.backbone or packaged_backbone_folder(name)
-    own = describe_backbone(folder, source=place, name=name)
-    seen = ("vision_hidden_size", "text_hidden_size", "image_grid")
-    sizes = {"num_cameras": len(body.cameras), **{key: own[key] for key in seen}}
-    fields = {"backbone": {key: own[key] for key in BACKBONE_KEYS}, "backbone_layers": own["num_layers"], **sizes}
+    fields = fields_for_backbone(describe_backbone(folder, source=place, name=name))
+    fields["num_cameras"] = len(body.cameras)
 
     # 2. See: every frame is encoded once, before training, and nothing of what was said is read.
     args = priorvla.VisionActionPriorTrainingArguments(str(options.output_dir / "sight"), max_steps=options.max_steps)

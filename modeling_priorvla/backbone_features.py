@@ -81,7 +81,8 @@ class LanguageFeatures:
 class BackboneShape:
     """The sizes a model is built for; each is an attribute of the backbone too.
 
-    Taps are numbered by `num_layers`. image_size (height, width) in pixels; image_grid: rows and columns of the tokens
+    Taps are numbered by `num_layers`; `policy_layers` are as many of the first as a policy reads unless it is told
+    otherwise. image_size (height, width) in pixels; image_grid: rows and columns of the tokens
     of such an image, averaged over cells where a budget asks for fewer than the backbone makes; `tokens_per_image` is
     P, their product.
     tail_hidden_size: width of the tokens that `encode_tail` takes, None when the backbone takes none.
@@ -91,6 +92,7 @@ class BackboneShape:
     vision_hidden_size: int
     text_hidden_size: int
     num_layers: int
+    policy_layers: int
     image_size: tuple[int, int]
     image_grid: tuple[int, int]
     tail_hidden_size: int | None
@@ -121,6 +123,7 @@ class Backbone(nn.Module):
     vision_hidden_size: int
     text_hidden_size: int
     num_layers: int
+    policy_layers: int
     image_size: tuple[int, int]
     image_grid: tuple[int, int]
     tokens_per_image: int

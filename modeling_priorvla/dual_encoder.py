@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .backbone_features import (
     Backbone,
@@ -25,11 +25,13 @@ class DualEncoderBackbone(Backbone):
     """Any vision and any text encoder, as transformers' `VisionTextDualEncoderModel` holds them.
 
     Taps are the vision encoder's layers, class and register tokens left out of each. The text encoder's layers do not
-    correspond to them, so its last output stands for all (our choice).
+    correspond to them, so its last output stands for all (our choice). A policy reads two thirds of the vision encoder
+    (our choice): its last layers say less of where things are, see `benchmarks/feature_depth.py`.
     """
 
     model_types = ("vision-text-dual-encoder",)
     heads = frozenset({"visual_projection", "text_projection", "logit_scale", "pooler", "head", "mask_token"})
+    final_norms = ("layernorm", "post_layernorm", "norm")  # as vision encoders of transformers call theirs
 
     @classmethod
     def shape_of(
@@ -41,6 +43,7 @@ class DualEncoderBackbone(Backbone):
             vision_hidden_size=vision.hidden_size,
             text_hidden_size=config.text_config.hidden_size,
             num_layers=vision.num_hidden_layers,
+            policy_layers=max(1, round(2 / 3 * vision.num_hidden_layers)),
             image_size=image_size,
             image_grid=pooled_grid(cls.grid_of(config, image_size), tokens_per_image),
             tail_hidden_size=None,
@@ -89,12 +92,34 @@ class DualEncoderBackbone(Backbone):
         hidden_states = output.last_hidden_state[row_of].masked_fill(~mask[:, :, None], 0)
         return LanguageFeatures(hidden_states[:, None], mask, taps=None)
 
+    def truncate(self, last: int) -> None:
+        """Drops the vision encoder's layers above `last`, which nobody taps, and the final norm with them.
+
+        An encoder in which they are not found keeps them, and works for nothing.
+        """
+        vision = self.model.vision_model
+        stacks = [
+            (owner, name)
+            for owner in vision.modules()
+            for name, child in owner.named_children()
+            if isinstance(child, nn.ModuleList) and len(child) == self.last_layer
+        ]
+        if last >= self.last_layer or len(stacks) != 1:
+            return
+        owner, name = stacks[0]
+        setattr(owner, name, getattr(owner, name)[:last])
+        for above in (module for module in vision.modules() if owner in module.modules()):
+            for norm in self.final_norms:
+                if hasattr(above, norm):
+                    setattr(above, norm, nn.Identity())
+        self.last_layer = last
+
     def _patch_tokens(self, images: Tensor, patches: int, taps: tuple[int, ...]) -> Tensor:
         """(N, 3, h, w) -> (N, T, P, d_v): the last P tokens, behind class and register tokens."""
         vision_config = self.model.config.vision_config
         output = self.model.vision_model(
             pixel_values=images.to(self.dtype),
-            output_hidden_states=taps != (self.num_layers,),
+            output_hidden_states=taps != (self.last_layer,),
             **interpolation(vision_config, images),
         )
         last = output.last_hidden_state
@@ -103,7 +128,7 @@ class DualEncoderBackbone(Backbone):
                 f"vision encoder {vision_config.model_type!r} returned shape {tuple(last.shape)}, expected at least "
                 f"{patches} patch tokens: use a ViT"
             )
-        tapped = [last if layer == self.num_layers else output.hidden_states[layer] for layer in taps]
+        tapped = [last if layer == self.last_layer else output.hidden_states[layer] for layer in taps]
         return torch.stack(tapped, dim=1)[:, :, last.shape[1] - patches :]
 
 

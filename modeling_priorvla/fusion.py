@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..configuration.configuration_priorvla import PriorVLAConfig
 from .backbone import Backbone, LanguageFeatures, VisionFeatures
 from .hosts import require_cameras
-from .image_places import placed
+from .image_places import normalized, placed
 from .layers import EmbodimentLinear, SoftTokens, TransformerLayer
 from .trajectory_encoder import unit_norm
 
@@ -23,7 +23,8 @@ class FusionTransformer(nn.Module):
     def __init__(self, config: PriorVLAConfig) -> None:
         super().__init__()
         fusion, expert = config.fusion_transformer, config.expert
-        self.config, self.tap, self.grid = fusion, config.backbone_layers, config.image_grid
+        self.config, self.tap = fusion, config.backbone_layers
+        self.grid, self.normalizes = config.image_grid, config.normalize_features
         hidden_size, bodies = fusion.hidden_size, len(expert.embodiments)
         self.vision_proj = nn.Linear(config.vision_hidden_size, hidden_size)
         self.vision_norm = nn.RMSNorm(hidden_size, eps=expert.rms_norm_eps)
@@ -67,7 +68,7 @@ class FusionTransformer(nn.Module):
         """
         dtype = self.query.dtype
         memory, memory_mask = self._memory(vision, dtype)
-        tokens = [self.text_proj(language.tap(self.tap).to(dtype))]
+        tokens = [self.text_proj(self._taken(language.tap(self.tap), dtype))]
         seen = [language.mask]
         if self.config.num_soft_tokens:
             tokens.append(self.soft_tokens(embodiment_ids))
@@ -88,8 +89,11 @@ class FusionTransformer(nn.Module):
     def _memory(self, vision: VisionFeatures, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Vision tokens (B, C P, d) of the last layer with their camera's embedding, and their mask (B, 1, 1, C P)."""
         cameras = self.camera_embeddings[: require_cameras(vision, len(self.camera_embeddings))]
-        projected = self.vision_proj(vision.tap(self.tap).to(dtype)).unflatten(1, (len(cameras), -1))
+        projected = self.vision_proj(self._taken(vision.tap(self.tap), dtype)).unflatten(1, (len(cameras), -1))
         return self.vision_norm(placed(projected, cameras, self.grid)), vision.mask[:, None, None, :]
+
+    def _taken(self, features: Tensor, dtype: torch.dtype) -> Tensor:
+        return normalized(features.to(dtype)) if self.normalizes else features.to(dtype)
 
 
 class QueryTail(nn.Module):

@@ -108,6 +108,7 @@ class GenerativeBackbone(Backbone):
             vision_hidden_size=width,
             text_hidden_size=width,
             num_layers=config.text_config.num_hidden_layers,
+            policy_layers=config.text_config.num_hidden_layers,
             image_size=image_size,
             image_grid=pooled_grid(cls.grid_of(config, image_size), tokens_per_image),
             tail_hidden_size=width,

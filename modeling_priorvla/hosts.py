@@ -17,7 +17,7 @@ from ..configuration.configuration_expert import ExpertConfig
 from ..configuration.configuration_priorvla import PriorVLAConfig
 from .backbone import LanguageFeatures, VisionFeatures
 from .expert_layer import ExpertLayer, LayerPrefix, joined
-from .image_places import placed
+from .image_places import normalized, placed
 from .layers import Attention, EmbodimentLinear, KeyValue, Rotary
 
 
@@ -111,7 +111,7 @@ class HostMemory(nn.Module):
         self.vision_proj = nn.ModuleDict({str(tap): nn.Linear(config.vision_hidden_size, size) for tap in seen})
         self.vision_norm = nn.ModuleDict({str(tap): nn.RMSNorm(size, eps=eps) for tap in seen})
         self.camera_embeddings = nn.Parameter(torch.empty(config.num_cameras, size))
-        self.grid = config.image_grid
+        self.grid, self.normalizes = config.image_grid, config.normalize_features
         self.words_proj = nn.ModuleDict({str(tap): nn.Linear(config.text_hidden_size, size) for tap in heard})
         self.words_norm = nn.ModuleDict({str(tap): nn.RMSNorm(size, eps=eps) for tap in heard})
         self.state_proj = EmbodimentLinear(expert.state_dims, [size] * bodies)
@@ -135,7 +135,7 @@ class HostMemory(nn.Module):
         cameras = self.camera_embeddings[: require_cameras(vision, len(self.camera_embeddings))]
         seen = {}
         for tap, project in self.vision_proj.items():
-            tokens = project(vision.tap(int(tap)).to(dtype)).unflatten(1, (len(cameras), -1))
+            tokens = project(self._taken(vision.tap(int(tap)), dtype)).unflatten(1, (len(cameras), -1))
             seen[int(tap)] = self.vision_norm[tap](placed(tokens, cameras, self.grid))
         body = [self.state_proj(state[:, None].to(dtype), embodiment_ids)]
         if history is not None:
@@ -148,10 +148,13 @@ class HostMemory(nn.Module):
         if self.words_proj:
             assert language is not None
             words = {
-                int(tap): self.words_norm[tap](project(language.tap(int(tap)).to(dtype)))
+                int(tap): self.words_norm[tap](project(self._taken(language.tap(int(tap)), dtype)))
                 for tap, project in self.words_proj.items()
             }
         return Sight(seen, vision.mask, tokens, body_mask, words, language.mask if words and language else None)
+
+    def _taken(self, features: Tensor, dtype: torch.dtype) -> Tensor:
+        return normalized(features.to(dtype)) if self.normalizes else features.to(dtype)
 
 
 class SeeingLayer(ExpertLayer):

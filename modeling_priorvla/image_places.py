@@ -1,4 +1,4 @@
-"""Where in its image a token lies: a fixed code, added to what a frozen backbone says of it."""
+"""How a frozen backbone's tokens are taken in: on one scale, and told where in their image they lie."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 SHORTEST, LONGEST = 0.25, 4.0  # wavelengths, in sides of an image
+
+
+def normalized(features: Tensor) -> Tensor:
+    """Features (..., d), each token brought to mean 0 and variance 1: backbones and their layers differ in scale by far
+    more than ten, and what is small beside its place's code is learned late (our choice)."""
+    return nn.functional.layer_norm(features, features.shape[-1:])
 
 
 def placed(tokens: Tensor, cameras: Tensor, grid: Sequence[int] | None) -> Tensor:
@@ -42,7 +48,7 @@ def place_codes(rows: int, columns: int, size: int) -> Tensor:
         angle = 2 * math.pi * middle[:, None] / wave
         parts.append(torch.cat([angle.sin(), angle.cos()], dim=-1).view(shape).expand(rows, columns, -1))
     codes = torch.cat(parts, dim=-1).flatten(0, 1)
-    return torch.nn.functional.pad(codes, (0, size - codes.shape[-1]))
+    return nn.functional.pad(codes, (0, size - codes.shape[-1]))
 
 
-__all__ = ["place_codes", "placed"]
+__all__ = ["normalized", "place_codes", "placed"]

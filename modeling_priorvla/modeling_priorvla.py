@@ -37,6 +37,7 @@ SHAPE |= {
     "vision_hidden_size",
     "text_hidden_size",
     "image_grid",
+    "normalize_features",
 }
 
 Past = tuple[Tensor | None, Tensor | None, Tensor | None]  # states, actions, mask

@@ -82,10 +82,11 @@ def meta_policy(
 ) -> PriorVLAModel:
     """The model of `fields`, or what comes of a `prior` (folder or Hub id) with them, with its backbone attached."""
     shape = {
-        "backbone_layers": backbone.num_layers,
+        "backbone_layers": backbone.policy_layers,
         "vision_hidden_size": backbone.vision_hidden_size,
         "text_hidden_size": backbone.text_hidden_size,
         "image_grid": list(backbone.image_grid),
+        "normalize_features": True,
     }
     with META:
         start = None if prior is None else AutoConfig.from_pretrained(prior)

@@ -11,7 +11,7 @@ from typing import Any, cast
 from torch.utils.data import Dataset
 from transformers import AutoConfig, set_seed
 
-from ..configuration.backbone_reference import BACKBONE_KEYS
+from ..configuration.backbone_reference import fields_for_backbone
 from ..configuration.configuration_expert import ExpertConfig
 from ..configuration.configuration_priorvla import PriorVLAConfig
 from ..configuration.embodiment import Embodiment
@@ -57,7 +57,7 @@ BACKBONE_OPTIONS = {  # options of how the backbone is used -> keys of its refer
 }
 RESUMED = (
     *("fusion", "language", "gate", "use_latent", "use_history", "tail"),
-    *("backbone", "backbone_layers", "backbone_training", "lora"),
+    *("backbone", "backbone_layers", "image_grid", "normalize_features", "backbone_training", "lora"),
 )
 
 
@@ -125,9 +125,8 @@ class _Run:
             _require_same_backbone(options, start, reference)
             self.model = _from_vision_action_prior(options, fields)
         else:
-            layers = fields.get("backbone_layers", reference["num_layers"])
-            fields |= {**_backbone_fields(reference), "backbone_layers": layers}
-            fields["num_cameras"] = _most_cameras(embodiments)
+            asked = {name: fields[name] for name in ("backbone_layers", "normalize_features") if name in fields}
+            fields |= {**fields_for_backbone(reference), **asked, "num_cameras": _most_cameras(embodiments)}
             self.model = _build_model(options, start, fields, embodiments, fusion)
         if options.resume:
             _require_same_model(options, self.model.config)
@@ -324,16 +323,6 @@ def _find_backbone(options: ObservingOptions, start: _Start) -> tuple[Path, dict
     before = used_before(start.backbone, folder)
     settings = {key: before[key] if value is None else value for key, value in asked.items()}
     return folder, describe_backbone(folder, source=source, name=name, **settings)
-
-
-def _backbone_fields(reference: dict[str, Any]) -> dict[str, Any]:
-    """What a config says of its backbone."""
-    return {
-        "backbone": {key: reference[key] for key in BACKBONE_KEYS},
-        "vision_hidden_size": reference["vision_hidden_size"],
-        "text_hidden_size": reference["text_hidden_size"],
-        "image_grid": reference["image_grid"],
-    }
 
 
 def _losses(metrics: dict[str, float]) -> dict[str, float]:
