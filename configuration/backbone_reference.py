@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from .expert_layout import layers_read
 
 BACKBONE_KEYS = (
     "source",
@@ -40,12 +42,15 @@ def require_backbone_reference(reference: Mapping[str, Any]) -> None:
     require_quantization(reference.get("quantization"))
 
 
-def fields_for_backbone(reference: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a new `PriorVLAConfig` for the backbone that `reference`, from `describe_backbone`, is about."""
+def fields_for_backbone(reference: Mapping[str, Any], taps: Iterable[int | str | None] = ()) -> dict[str, Any]:
+    """Fields of a new `PriorVLAConfig` for the backbone that `reference`, from `describe_backbone`, is about.
+
+    `taps`: `tap_layers` that are asked for, if there are any.
+    """
     own = ("vision_hidden_size", "text_hidden_size", "image_grid")
     return {
         "backbone": {key: reference[key] for key in BACKBONE_KEYS},
-        "backbone_layers": reference["policy_layers"],
+        "backbone_layers": layers_read(reference["policy_layers"], taps),
         "normalize_features": True,
         **{key: reference[key] for key in own},
     }

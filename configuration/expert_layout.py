@@ -5,6 +5,7 @@ Backbone layers are numbered as hidden states are: 0 is the embeddings, n the la
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -30,6 +31,11 @@ def tap_of(layer: int | str) -> int:
     raise ValueError(
         f"tap_layers has {layer!r}: give a layer's number, or its name like 'layers.11' (12) or 'embed_tokens' (0)"
     )
+
+
+def layers_read(policy_layers: int, taps: Iterable[int | str | None] = ()) -> int:
+    """How many of a backbone's first layers are used: its `policy_layers`, and as many more as `taps` ask for."""
+    return max([policy_layers, *(tap_of(tap) for tap in taps if tap is not None)])
 
 
 def even_taps(fusion: str, count: int, backbone_layers: int) -> list[int]:
@@ -76,4 +82,4 @@ def inserted_layout(
     return layout, [index for index, (kind, _) in enumerate(layers) if kind == "vision"]
 
 
-__all__ = ["INSERTIONS", "Insertion", "even_taps", "inserted_layout", "seeing_layout", "tap_of"]
+__all__ = ["INSERTIONS", "Insertion", "even_taps", "inserted_layout", "layers_read", "seeing_layout", "tap_of"]

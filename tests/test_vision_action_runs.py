@@ -393,7 +393,7 @@ def test_only_the_first_layers_of_a_language_model_are_loaded_where_only_they_ar
 
 def test_a_resumed_run_reads_the_same_layers_of_the_same_backbone(folder, command, capsys):
     arguments = ("train", "--fusion", "latent", "--listening", "0")
-    shape = {**SIGHT, "fusion_transformer": {"hidden_size": 16, "num_hidden_layers": 1}}
+    shape = {**SIGHT, "fusion_transformer": {"hidden_size": 16, "num_hidden_layers": 1}, "backbone_layers": 2}
     assert command("resumed", *arguments, model=shape, training={"save_steps": 1}) == 0
     capsys.readouterr()
     more = {"max-steps": 2, "training": {"save_steps": 1}}

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from ..configuration.configuration_priorvla import PriorVLAConfig
-from ..configuration.expert_layout import Insertion
+from ..configuration.expert_layout import Insertion, layers_read
 from ..configuration.published_backbones import list_published_backbones, published_backbone
 from ..hub_cards.checkpoints import kind_of
 from ..modeling_priorvla.backbone import Backbone, LanguageFeatures, VisionFeatures, adapter_of
@@ -82,7 +82,7 @@ def meta_policy(
 ) -> PriorVLAModel:
     """The model of `fields`, or what comes of a `prior` (folder or Hub id) with them, with its backbone attached."""
     shape = {
-        "backbone_layers": backbone.policy_layers,
+        "backbone_layers": layers_read(backbone.policy_layers, fields.get("expert", {}).get("tap_layers") or ()),
         "vision_hidden_size": backbone.vision_hidden_size,
         "text_hidden_size": backbone.text_hidden_size,
         "image_grid": list(backbone.image_grid),

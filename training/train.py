@@ -126,7 +126,8 @@ class _Run:
             self.model = _from_vision_action_prior(options, fields)
         else:
             asked = {name: fields[name] for name in ("backbone_layers", "normalize_features") if name in fields}
-            fields |= {**fields_for_backbone(reference), **asked, "num_cameras": _most_cameras(embodiments)}
+            taps = fields.get("expert", {}).get("tap_layers") or ()
+            fields |= {**fields_for_backbone(reference, taps), **asked, "num_cameras": _most_cameras(embodiments)}
             self.model = _build_model(options, start, fields, embodiments, fusion)
         if options.resume:
             _require_same_model(options, self.model.config)
