@@ -133,8 +133,8 @@ class PriorOptions(RunOptions):
         if self.stream and any(split_weight(dataset)[1] is not None for dataset in self.datasets):
             raise ValueError("--stream reads every file once an epoch, without weights: leave ':WEIGHT' out")
         if self.prior is None:
-            for option, given in (("--train-all", self.train_all), ("--like", self.like is not None)):
-                if given:
+            for option, asked in (("--train-all", self.train_all), ("--like", self.like is not None)):
+                if asked:
                     raise ValueError(f"{option} says how to go on from a prior: name it with --prior, or leave it out")
             return
         if given := {"expert", "encoder"} & set(self.model or {}):

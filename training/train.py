@@ -55,6 +55,7 @@ BACKBONE_OPTIONS = {  # options of how the backbone is used -> keys of its refer
     "image_tokens": "tokens_per_image",
     "prompt": "prompt",
 }
+CHOSEN: tuple[str, ...] = ("backbone_layers", "normalize_features")  # how it is read, where a recipe says so
 RESUMED = (
     *("fusion", "language", "gate", "use_latent", "use_history", "tail"),
     *("backbone", "backbone_layers", "image_grid", "normalize_features", "backbone_training", "lora"),
@@ -125,7 +126,7 @@ class _Run:
             _require_same_backbone(options, start, reference)
             self.model = _from_vision_action_prior(options, fields)
         else:
-            asked = {name: fields[name] for name in ("backbone_layers", "normalize_features") if name in fields}
+            asked = {name: fields[name] for name in CHOSEN if name in fields}
             taps = fields.get("expert", {}).get("tap_layers") or ()
             fields |= {**fields_for_backbone(reference, taps), **asked, "num_cameras": _most_cameras(embodiments)}
             self.model = _build_model(options, start, fields, embodiments, fusion)
