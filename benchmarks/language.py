@@ -40,6 +40,7 @@ import yaml
 from language_table import BLIND, report, row
 from same_settings import require_same_settings
 
+from priorvla.configuration.expert_layout import even_taps, inserted_layout
 from priorvla.configuration.recipe import load_recipe
 from priorvla.deployment.environments.registry import expand_tasks
 from priorvla.deployment.environments.tabletop_layouts import TEST_SUITES
@@ -50,8 +51,11 @@ from priorvla.deployment.trial_records import TrialRecords
 HOSTS, KNOBS = ("cross", "joint", "gated"), ("many", "one")
 TRAININGS = ("one stage", "one stage, longer", "two stages", "token insertion", "three rungs")
 SETTINGS = ("episodes", "frame_stride", "sight_steps", "motion_steps", "language_steps", "trials", "listening")
-LAYERS = 3  # of a prior; a policy with inserted layers has twice as many
-TAPS = {"prior": [4, 8, 12], "policy": [4, 6, 8, 10, 12, 12]}  # as insertion after each layer chooses them
+LAYERS = 2  # of a prior; a policy with inserted layers has twice as many
+DEPTH = 8  # layers of the packaged vision encoder that a policy reads
+FLOW = {"time_distribution": "beta", "max_prefix_length": 4}
+CHUNK = {"chunk_size": 8}  # an episode has about 20 steps; four are executed before the next chunk
+LEARNING_RATE = 2e-3
 
 
 @dataclass(frozen=True)
@@ -78,22 +82,22 @@ class Group:
         if not self.data.is_dir():
             command("collect", "--env", "tabletop", "--tasks", f"{self.knob}-instruction{'s' * (self.knob == 'many')}",
                     "--episodes", self.options.episodes, "--seed", self.seed, "--output-dir", self.data,
-                    "--workers", self.options.jobs)  # fmt: skip
+                    "--image-every", self.options.frame_stride, "--workers", self.options.jobs)  # fmt: skip
 
     def policy(self, training: str) -> Path:
         """The policy of a training, whatever it takes first."""
         steps, sight = self.options.language_steps, self.options.sight_steps
         if training == "one stage":
-            return self._train(training, steps, layers=2 * LAYERS)
+            return self._train(training, steps, fresh=True)
         if training == "one stage, longer":
-            return self._train(training, steps + sight, layers=2 * LAYERS)
+            return self._train(training, steps + sight, fresh=True)
         prior = self.sight(self.motion() if training == "three rungs" else None)
         insertion = ("--insertion", "token") if training == "token insertion" else ()
         return self._train(training, steps, "--prior", prior, *insertion)
 
     def motion(self) -> Path:
         """An action prior of the same demonstrations, once for all hosts."""
-        model = {"expert": {"expert_layers": ["motion"] * LAYERS}}
+        model = {**FLOW, "expert": {**CHUNK, "expert_layers": ["motion"] * LAYERS}}
         return self._run("pretrain", self.shared / "motion", "action_prior_small", self.options.motion_steps, model)
 
     def sight(self, motion: Path | None = None) -> Path:
@@ -103,7 +107,7 @@ class Group:
             steps -= self.options.motion_steps
             return self._run("pretrain", self.folder / "sight-of-motion", "vision_action_prior_small", steps, {},
                              "--prior", motion, *self._seeing())  # fmt: skip
-        model = {"expert": self._layers("vision", LAYERS, TAPS["prior"])}
+        model = {**FLOW, "expert": self._layers("vision", even_taps(self.host, LAYERS, DEPTH))}
         return self._run("pretrain", self.folder / "sight", "vision_action_prior_small", steps, model, *self._seeing())
 
     def measure(self, training: str) -> dict[str, Any]:
@@ -128,13 +132,16 @@ class Group:
         own = self.folder / ("sight" if training == BLIND else folder_name(training))
         return sum(json.loads((folder / "cost.json").read_text())["core_minutes"] for folder in [*folders, own])
 
-    def _train(self, training: str, steps: int, *arguments: object, layers: int = 0) -> Path:
-        model = {"expert": self._layers("vision_language", layers, TAPS["policy"])} if layers else {}
+    def _train(self, training: str, steps: int, *arguments: object, fresh: bool = False) -> Path:
+        model: dict[str, Any] = {}
+        if fresh:  # of random weights: what insertion after each layer makes of a prior
+            inserted, _ = inserted_layout(self.host, even_taps(self.host, LAYERS, DEPTH), DEPTH, "after")
+            model = {**FLOW, "expert": self._layers("vision_language", inserted["tap_layers"])}
         return self._run("train", self.folder / folder_name(training), "vla_seeing_small", steps, model, *arguments,
                          *self._seeing(arguments), "--listening", self.options.listening)  # fmt: skip
 
-    def _layers(self, kind: str, count: int, taps: list[int]) -> dict[str, Any]:
-        return {"expert_layers": [kind] * count, "tap_layers": [12] * count if self.host == "cross" else taps}
+    def _layers(self, kind: str, taps: list[int]) -> dict[str, Any]:
+        return {**CHUNK, "expert_layers": [kind] * len(taps), "tap_layers": taps}
 
     def _seeing(self, arguments: tuple[object, ...] = ()) -> tuple[object, ...]:
         host = () if "--prior" in arguments else ("--fusion", self.host)
@@ -174,11 +181,12 @@ class Group:
 
 
 def adapted(recipe: str, model: dict[str, Any]) -> dict[str, Any]:
-    """A shipped recipe with another model; nothing is saved on the way, because a stopped training begins again."""
+    """A shipped recipe with another model and learning rate; nothing is saved on the way, because a training that was
+    stopped begins again."""
     content = dict(load_recipe(recipe))
     expert = {**content.get("model", {}).get("expert", {}), **model.get("expert", {})}
-    content["model"] = {**content.get("model", {}), **({"expert": expert} if expert else {})}
-    content["training"] = {**content["training"], "save_steps": 1_000_000}
+    content["model"] = {**content.get("model", {}), **model, **({"expert": expert} if expert else {})}
+    content["training"] = {**content["training"], "save_steps": 1_000_000, "learning_rate": LEARNING_RATE}
     return content
 
 
@@ -224,8 +232,10 @@ def main() -> None:
     parser.add_argument("--trainings", nargs="+", choices=(BLIND, *TRAININGS), default=[BLIND, *TRAININGS])
     parser.add_argument("--knobs", nargs="+", choices=KNOBS, default=list(KNOBS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--episodes", type=int, default=400, help="demonstrations of each of the two kinds")
-    parser.add_argument("--frame-stride", type=int, default=3, help="a training window begins at every so many steps")
+    parser.add_argument("--episodes", type=int, default=1000, help="demonstrations of each of the two kinds")
+    parser.add_argument(
+        "--frame-stride", type=int, default=8, help="pictures and training windows: every so many steps"
+    )
     parser.add_argument("--sight-steps", type=int, default=1500, help="of rung 2; with motion, of both earlier rungs")
     parser.add_argument("--motion-steps", type=int, default=500, help="of rung 1, in three rungs")
     parser.add_argument("--language-steps", type=int, default=1500, help="of rung 3")

@@ -9,8 +9,8 @@ suite (`seen`) and on what LIBERO-PRO makes of it: `lan` (other words), `object`
 arm's policies are trained on few demonstrations, all for the same number of steps, but for one that is not:
 
     the first arm's as it is      no training: both arms are driven by displacements of the hand
-    from the action prior         of the first arm's motion, to which the second arm is added (new projections and soft
-                                  tokens are trained on its motion, nothing else of the prior)
+    from the action prior         of the first arm's motion, to which the second arm is added, begun like the first (its
+                                  projections and soft tokens are trained on its motion, nothing else of the prior)
     from the first arm's policy   LoRA beside the layers of its expert, the new arm begun like the first
     control                       the same architecture as from the action prior, random weights
 
@@ -97,7 +97,8 @@ class LiberoPro:
         """The action prior of the first arm's motion, or that with the second arm added."""
         recipe: tuple[object, ...] = ("--config", "action_prior_small", "--max-steps", self.options.motion_steps)
         if second:
-            started = ("--prior", self.prior(second=False), "--max-steps", self.options.few_steps)
+            first = libero_embodiment(self.options.arms[0], "eef").name
+            started = ("--prior", self.prior(second=False), "--like", first, "--max-steps", self.options.few_steps)
             recipe = ("--config", self._recipe("pretrain", self.options.few_steps), *started)
         name = "prior-second-arm" if second else "prior"
         return self._run("pretrain", name, *recipe, "--dataset", *self.demonstrations(second))
