@@ -407,6 +407,16 @@ def test_a_resumed_run_reads_the_same_layers_of_the_same_backbone(folder, comman
     assert command("resumed", *arguments, "--resume", model=shape, **more) == 0
 
 
+@pytest.mark.parametrize(("taps", "used"), [(None, 1), ([1], 1), ([2], 2)])
+def test_a_policy_uses_two_thirds_of_a_vision_encoder_or_what_its_taps_ask_for(folder, command, taps, used):
+    expert = {**MOTION["expert"], **({"expert_layers": ["vision"], "tap_layers": taps} if taps else {})}
+    name = f"taps-{taps}"
+    assert command(name, "pretrain", "--kind", "vision-action", "--fusion", "cross", model={"expert": expert}) == 0
+    config = config_of(folder / name)
+    assert config["backbone_layers"] == used and config["expert"]["tap_layers"] == [used]
+    assert config["normalize_features"] and len(config["image_grid"]) == 2
+
+
 def test_a_recipe_cannot_say_that_the_backbone_was_another(folder, command):
     named = {**SIGHT, "backbone": {"source": "hub", "name": "somebody/else"}}
     assert command("named", "train", "--fusion", "cross", "--listening", "0", model=named) == 0

@@ -15,7 +15,7 @@ from ..configuration.backbone_reference import fields_for_backbone
 from ..configuration.configuration_expert import ExpertConfig
 from ..configuration.configuration_priorvla import PriorVLAConfig
 from ..configuration.embodiment import Embodiment
-from ..configuration.expert_layout import Insertion
+from ..configuration.expert_layout import Insertion, layers_read
 from ..configuration.recipe import checked_fields
 from ..hub_cards.checkpoints import kind_of
 from ..modeling_priorvla.backbone import describe_backbone, download_backbone, used_before
@@ -108,7 +108,10 @@ class _Run:
         early = {
             name: value for name, value in fields.items() if name != "use_history"
         }  # it may need a prior's encoder
-        PriorVLAConfig(**{"fusion": options.fusion or fusion, **early})  # a wrong value is refused before data are read
+        taps = fields.get("expert", {}).get("tap_layers") or ()
+        deep_enough = {"backbone_layers": layers_read(1, taps)} if taps else {}
+        # a wrong value is refused before data are read
+        PriorVLAConfig(**{"fusion": options.fusion or fusion, **deep_enough, **early})
         self.sources, self.weights = load_sources(options.datasets, frames=True)
         folder, reference = _find_backbone(options, start)
         parts = [split_episodes(source, options.holdout, options.seed) for source in self.sources]
@@ -127,7 +130,6 @@ class _Run:
             self.model = _from_vision_action_prior(options, fields)
         else:
             asked = {name: fields[name] for name in CHOSEN if name in fields}
-            taps = fields.get("expert", {}).get("tap_layers") or ()
             fields |= {**fields_for_backbone(reference, taps), **asked, "num_cameras": _most_cameras(embodiments)}
             self.model = _build_model(options, start, fields, embodiments, fusion)
         if options.resume:
