@@ -39,9 +39,10 @@ def test_images_of_other_tokens_are_refused() -> None:
 
 
 def test_every_token_is_brought_to_one_scale_by_itself() -> None:
+    torch.manual_seed(0)
     features = torch.randn(2, 5, 16) * torch.tensor([1e-2, 1.0, 50.0, 1.0, 0.0])[:, None] + 3
     even = normalized(features)
-    torch.testing.assert_close(even[:, :4].mean(-1), torch.zeros(2, 4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(even[:, :4].mean(-1), torch.zeros(2, 4), atol=1e-3, rtol=0)
     torch.testing.assert_close(even[:, :4].std(-1, correction=0), torch.ones(2, 4), atol=6e-2, rtol=0)
     assert (even[:, 4] == 0).all()  # of an absent camera or word nothing is made up
     torch.testing.assert_close(normalized(7 * features[:, 1:2]), even[:, 1:2], atol=1e-3, rtol=0)
