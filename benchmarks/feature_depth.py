@@ -1,6 +1,7 @@
-"""Which layer of the packaged vision encoder knows where a thing is that it is asked for?
+"""Which layer of a vision encoder knows where a thing is that it is asked for?
 
     python benchmarks/feature_depth.py --output-dir runs/feature_depth
+    python benchmarks/feature_depth.py --backbone FOLDER --image-size 224 --layers 6 9 12
 
 First frames of the tabletop, two coloured things in each. A small probe is given the frozen tokens of one layer, each
 brought to mean 0 and deviation 1, with the code of its place in the image; it looks for a thing by its colour and shape
@@ -63,11 +64,12 @@ class Probe(nn.Module):
         return self.read(torch.einsum("bp,bpd->bd", look, found))
 
 
-def draw_scenes(count: int, layers: list[int], image_size: int, seed: int) -> tuple[Scenes, tuple[int, int]]:
-    """First frames, encoded; and the rows and columns of an image's tokens."""
-    name, *_ = PACKAGED_BACKBONES
-    folder = packaged_backbone_folder(name)
-    backbone = load_backbone({"source": "package", "name": name, "image_size": [image_size, image_size]})
+def draw_scenes(
+    count: int, folder: Path, layers: list[int], image_size: int, seed: int
+) -> tuple[Scenes, tuple[int, int]]:
+    """First frames, encoded by the backbone in `folder`; and the rows and columns of an image's tokens."""
+    named = {"source": "hub", "name": folder.resolve().name, "image_size": [image_size, image_size]}
+    backbone = load_backbone(named, folder)
     table, body = TabletopEnv("seen/put", image_size=image_size), tabletop_embodiment()
     processor = PriorVLAProcessor.for_backbone(folder, [body], chunk_size=1, image_size=backbone.image_size)
     features, colours, shapes, places = [], [], [], []
@@ -123,6 +125,9 @@ def measure(scenes: Scenes, layer: int, held_out: int, codes: Tensor, options: a
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("runs/feature_depth"))
+    parser.add_argument(
+        "--backbone", type=Path, help="folder of a backbone that sees by itself; default: the packaged one"
+    )
     parser.add_argument("--layers", type=int, nargs="+", default=[0, 2, 4, 6, 8, 9, 10, 11, 12], help="0: embeddings")
     parser.add_argument("--scenes", type=int, default=2000, help="to learn from")
     parser.add_argument("--held-out", type=int, default=500, help="scenes to measure on")
@@ -130,7 +135,9 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    scenes, grid = draw_scenes(options.scenes + options.held_out, options.layers, options.image_size, options.seed)
+    name, *_ = PACKAGED_BACKBONES
+    folder, count = options.backbone or packaged_backbone_folder(name), options.scenes + options.held_out
+    scenes, grid = draw_scenes(count, folder, options.layers, options.image_size, options.seed)
     codes = place_codes(*grid, WIDTH)
     print("| layer | right | within 3 cm | median |\n|--:|--:|--:|--:|")
     results = {}
@@ -139,7 +146,13 @@ def main() -> None:
         right, close, median = results[layer].values()
         print(f"| {layer} | {right:.0%} | {close:.0%} | {median:.1f} cm |", flush=True)
     settings = {name: getattr(options, name) for name in ("scenes", "held_out", "max_steps", "image_size", "seed")}
-    print(made_with(write_report(options.output_dir, {"kind": "feature_depth", **settings, "layers": results})))
+    print(
+        made_with(
+            write_report(
+                options.output_dir, {"kind": "feature_depth", "backbone": folder.name, **settings, "layers": results}
+            )
+        )
+    )
 
 
 if __name__ == "__main__":
