@@ -101,7 +101,7 @@ class LiberoPro:
             started = ("--prior", self.prior(second=False), "--like", first, "--max-steps", self.options.few_steps)
             recipe = ("--config", self._recipe("pretrain", self.options.few_steps), *started)
         name = "prior-second-arm" if second else "prior"
-        return self._run("pretrain", name, *recipe, "--dataset", *self.demonstrations(second))
+        return self._run("pretrain", name, second, *recipe)
 
     def policy(self, name: str) -> Path:
         made, folder = POLICIES[name], folder_name(name)
@@ -114,8 +114,8 @@ class LiberoPro:
             said = ("--base", self.policy("first arm"), "--embodiment", second, "--like", first)
         else:
             said = ("--prior", self.prior(made.second))
-        return self._run(made.command, folder, "--config", self._recipe(made.command, steps), *said, *made.options,
-                         "--dataset", *self.demonstrations(made.second), "--max-steps", steps,
+        return self._run(made.command, folder, made.second, "--config", self._recipe(made.command, steps), *said,
+                         *made.options, "--max-steps", steps,
                          "--frame-stride", LOOK_EVERY, "--cache-dir", self.folder / "features",
                          "--listening", 0 if made.second else 20)  # fmt: skip
 
@@ -164,11 +164,13 @@ class LiberoPro:
         file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
         return file
 
-    def _run(self, action: str, name: str, *arguments: object) -> Path:
+    def _run(self, action: str, name: str, second: bool, *arguments: object) -> Path:
+        """A training on the demonstrations of the first or the second arm, unless it is there already."""
         folder = self.folder / name
         if not (folder / "metrics.json").is_file():
             shutil.rmtree(folder, ignore_errors=True)  # of a training that was interrupted
-            command(action, "--seed", self.options.seed, "--output-dir", folder, *arguments)
+            command(action, "--seed", self.options.seed, "--output-dir", folder, *arguments,
+                    "--dataset", *self.demonstrations(second))  # fmt: skip
         return folder
 
 
