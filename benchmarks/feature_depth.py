@@ -3,10 +3,11 @@
     python benchmarks/feature_depth.py --output-dir runs/feature_depth
     python benchmarks/feature_depth.py --backbone FOLDER --image-size 224 --layers 6 9 12
 
-First frames of the tabletop, two coloured things in each. A small probe is given the frozen tokens of one layer, each
-brought to mean 0 and deviation 1, with the code of its place in the image; it looks for a thing by its colour and shape
-(one attention, whose query is learned for every colour and every shape) and tells where on the table it lies. The same
-probe, steps and scenes for every layer; told is how it does in scenes that it has not seen:
+First frames of the tabletop, two coloured things in each. A small probe is given the frozen tokens of one layer, taken
+in as policies take them (each brought to mean 0 and variance 1), with the code of its place in the image. It looks for
+a thing by its colour and shape (one attention, whose query is learned for every colour and every shape) and tells where
+on the table it lies. The same probe, steps and scenes for every layer; told is how it does in scenes that it has not
+seen:
 
     right     its answer is nearer to the thing that was asked for than to the other one
     close     it is within 3 cm of it
@@ -28,7 +29,7 @@ from priorvla.deployment.environments.tabletop_env import TabletopEnv, tabletop_
 from priorvla.deployment.environments.tabletop_grammar import COLOURS, SHAPES
 from priorvla.deployment.environments.tabletop_model import CAMERA
 from priorvla.modeling_priorvla.backbone import load_backbone
-from priorvla.modeling_priorvla.image_places import place_codes
+from priorvla.modeling_priorvla.image_places import place_codes, taken_in
 from priorvla.modeling_priorvla.packaged_backbones import PACKAGED_BACKBONES, packaged_backbone_folder
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
 
@@ -90,10 +91,8 @@ def draw_scenes(
 def measure(scenes: Scenes, layer: int, held_out: int, codes: Tensor, options: argparse.Namespace) -> dict[str, float]:
     """A probe of the `layer`-th of the encoded layers, trained on all scenes but the last `held_out`."""
     torch.manual_seed(options.seed)
-    tokens = scenes.features[:, layer].float()
+    tokens = taken_in(scenes.features[:, layer], normalize=True, dtype=torch.float32)
     training = len(tokens) - held_out
-    mean, deviation = tokens[:training].mean((0, 1)), tokens[:training].std((0, 1)).clamp(min=1e-4)
-    tokens = (tokens - mean) / deviation
     centre, spread = scenes.places[:training].mean((0, 1)), scenes.places[:training].std((0, 1))
     probe = Probe(tokens.shape[-1], codes)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
@@ -137,6 +136,7 @@ def main() -> None:
     options = parser.parse_args()
     name, *_ = PACKAGED_BACKBONES
     folder, count = options.backbone or packaged_backbone_folder(name), options.scenes + options.held_out
+    options.layers = sorted(set(options.layers))
     scenes, grid = draw_scenes(count, folder, options.layers, options.image_size, options.seed)
     codes = place_codes(*grid, WIDTH)
     print("| layer | right | within 3 cm | median |\n|--:|--:|--:|--:|")

@@ -56,6 +56,7 @@ DEPTH = 8  # layers of the packaged vision encoder that a policy reads
 FLOW = {"time_distribution": "beta", "max_prefix_length": 4}
 CHUNK = {"chunk_size": 8}  # an episode has about 20 steps; four are executed before the next chunk
 LEARNING_RATE = 2e-3
+RECIPE = {"layers": LAYERS, "depth": DEPTH, "flow": FLOW, "chunk": CHUNK, "learning_rate": LEARNING_RATE}
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.motion_steps >= options.sight_steps:
         raise SystemExit(f"--motion-steps {options.motion_steps} must be below --sight-steps {options.sight_steps}")
-    require_same_settings(options.output_dir, options, SETTINGS)
+    options.recipe = RECIPE
+    require_same_settings(options.output_dir, options, (*SETTINGS, "recipe"))
     groups = [(h, k, s) for s in options.seeds for k in options.knobs for h in options.hosts]
     for knob in options.knobs:
         for seed in options.seeds:

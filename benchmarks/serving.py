@@ -54,7 +54,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as connect_and_wait
 
-from priorvla.configuration.backbone_reference import BACKBONE_KEYS
+from priorvla.configuration.backbone_reference import fields_for_backbone
 from priorvla.configuration.configuration_priorvla import PriorVLAConfig
 from priorvla.configuration.embodiment import Embodiment
 from priorvla.deployment.client import PolicyClient
@@ -99,11 +99,7 @@ def save_tiny_policy(folder: Path) -> tuple[Path, Path]:
             fusion_transformer={"num_hidden_layers": 1, **sizes},
             num_cameras=2,
             num_inference_steps=2,
-            backbone={key: reference[key] for key in BACKBONE_KEYS},
-            backbone_layers=reference["num_layers"],
-            vision_hidden_size=reference["vision_hidden_size"],
-            text_hidden_size=reference["text_hidden_size"],
-            image_grid=reference["image_grid"],
+            **fields_for_backbone(reference),
         )
     )
     with torch.no_grad():

@@ -42,17 +42,26 @@ def require_backbone_reference(reference: Mapping[str, Any]) -> None:
     require_quantization(reference.get("quantization"))
 
 
-def fields_for_backbone(reference: Mapping[str, Any], taps: Iterable[int | str | None] = ()) -> dict[str, Any]:
+def fields_for_backbone(
+    reference: Mapping[str, Any], fusion: str = "latent", taps: Iterable[int | str] = ()
+) -> dict[str, Any]:
     """Fields of a new `PriorVLAConfig` for the backbone that `reference`, from `describe_backbone`, is about.
 
-    `taps`: `tap_layers` that are asked for, if there are any.
+    Which backbone, how many of its first layers are used (see `layers_read`), its sizes, and that its tokens are told
+    where they lie and brought to one scale. `fusion`, `taps`: the host, and `tap_layers` that are asked for.
+    Raises ValueError when one of these is no layer's number or name.
     """
-    own = ("vision_hidden_size", "text_hidden_size", "image_grid")
+    return {"backbone": {key: reference[key] for key in BACKBONE_KEYS}, **reading_fields(reference, fusion, taps)}
+
+
+def reading_fields(shape: Mapping[str, Any], fusion: str, taps: Iterable[int | str]) -> dict[str, Any]:
+    """As `fields_for_backbone` of a backbone's `shape` alone, without its reference."""
     return {
-        "backbone": {key: reference[key] for key in BACKBONE_KEYS},
-        "backbone_layers": layers_read(reference["policy_layers"], taps),
+        "backbone_layers": layers_read(shape["policy_layers"], fusion, taps),
+        "vision_hidden_size": shape["vision_hidden_size"],
+        "text_hidden_size": shape["text_hidden_size"],
+        "image_grid": list(shape["image_grid"]),
         "normalize_features": True,
-        **{key: reference[key] for key in own},
     }
 
 
@@ -70,6 +79,7 @@ __all__ = [
     "BACKBONE_SOURCES",
     "QUANTIZATIONS",
     "fields_for_backbone",
+    "reading_fields",
     "require_backbone_reference",
     "require_quantization",
 ]

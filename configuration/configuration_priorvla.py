@@ -57,9 +57,9 @@ class PriorVLAConfig(MotionConfig):
     Args:
         fusion (`str`, defaults to "latent"): the host, that is, how the expert is told what the backbone sees.
             `latent` is paper A's: a query token's output z' takes the place of the prior's latent. In the others the
-            expert's layers look for themselves: `cross` at the last backbone layer, by cross-attention (GR00T-style),
-            `joint` layer by layer, at keys and values beside its own (pi-style), `gated` through a stream of its own
-            beside the actions, into which the backbone's layers are taken through gates (paper B).
+            expert's layers look for themselves: `cross` at the last of `backbone_layers`, by cross-attention
+            (GR00T-style), `joint` layer by layer, at keys and values beside its own (pi-style), `gated` through a
+            stream of its own beside the actions, into which the backbone's layers are taken through gates (paper B).
         language (`bool`, defaults to True): False makes it a vision-action prior (rung 2), whose output the
             instruction cannot reach. Not with `latent`.
         gate (`str`, defaults to "zero"): form of the hosts' gates, with a weight w that is learned. `zero` adds w x a
@@ -77,7 +77,7 @@ class PriorVLAConfig(MotionConfig):
             the last tap is neither kept nor computed.
         vision_hidden_size, text_hidden_size (`int`, default 384): the backbone's, see `describe_backbone`.
         image_grid (`list[int] | None`): rows and columns of an image's tokens. Where given, every token is told its
-            place (our choice: the last layers of frozen ViTs keep it only roughly). None in checkpoints from before.
+            place (our choice, see `placed`). None in checkpoints from before.
         normalize_features (`bool`, defaults to False): tokens of the backbone are brought to mean 0 and variance 1,
             each by itself, before they are projected. `train` sets it; False in checkpoints from before.
         backbone_training (`str`, defaults to "frozen"): `frozen`, `lora` (adapters, saved in the checkpoint) or `full`
@@ -216,8 +216,8 @@ class PriorVLAConfig(MotionConfig):
                 )
         if self.fusion == "cross" and set(taps) != {self.backbone_layers}:
             raise ValueError(
-                f"fusion='cross' reads the backbone's last layer: tap_layers must all be {self.backbone_layers}, got "
-                f"{taps}"
+                f"fusion='cross' reads the last layer that is used: tap_layers must all be backbone_layers="
+                f"{self.backbone_layers}, got {taps}"
             )
 
     def _validate_backbone(self) -> None:

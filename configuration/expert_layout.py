@@ -5,7 +5,7 @@ Backbone layers are numbered as hidden states are: 0 is the embeddings, n the la
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -33,9 +33,20 @@ def tap_of(layer: int | str) -> int:
     )
 
 
-def layers_read(policy_layers: int, taps: Iterable[int | str | None] = ()) -> int:
-    """How many of a backbone's first layers are used: its `policy_layers`, and as many more as `taps` ask for."""
-    return max([policy_layers, *(tap_of(tap) for tap in taps if tap is not None)])
+def taps_given(fields: Mapping[str, Any]) -> list[int | str]:
+    """`expert.tap_layers` among the fields of a `PriorVLAConfig`, if they are there and could be taps."""
+    expert = fields.get("expert")
+    taps = expert.get("tap_layers") if isinstance(expert, Mapping) else None
+    return [tap for tap in taps if isinstance(tap, int | str)] if isinstance(taps, list | tuple) else []
+
+
+def layers_read(policy_layers: int, fusion: str, taps: Iterable[int | str] = ()) -> int:
+    """How many of a backbone's first layers are used: its `policy_layers`, and as many more as `taps` ask for.
+
+    In `cross`, where every layer reads the last that is used, `taps` alone decide. Raises ValueError as `tap_of`.
+    """
+    asked = [tap_of(tap) for tap in taps]
+    return max(asked) if asked and fusion == "cross" else max([policy_layers, *asked])
 
 
 def even_taps(fusion: str, count: int, backbone_layers: int) -> list[int]:
@@ -82,4 +93,13 @@ def inserted_layout(
     return layout, [index for index, (kind, _) in enumerate(layers) if kind == "vision"]
 
 
-__all__ = ["INSERTIONS", "Insertion", "even_taps", "inserted_layout", "layers_read", "seeing_layout", "tap_of"]
+__all__ = [
+    "INSERTIONS",
+    "Insertion",
+    "even_taps",
+    "inserted_layout",
+    "layers_read",
+    "seeing_layout",
+    "tap_of",
+    "taps_given",
+]

@@ -12,8 +12,8 @@ from .checkpoints import config_fields, kind_of
 HOSTS = {
     "latent": "a query token gathers {seen} into one vector z', which the action expert is given in the place of an "
     "action prior's latent; its layers read nothing of the backbone themselves",
-    "cross": "layers of the action expert look up {seen} in the backbone's last layer, by a cross-attention of their "
-    "own (as in GR00T)",
+    "cross": "layers of the action expert look up {seen} in the last backbone layer that is used, by a "
+    "cross-attention of their own (as in GR00T)",
     "joint": "layers of the action expert attend at once to the chunk's actions and to {seen}, by keys and values that "
     "are projected from a layer of the backbone (as in pi0)",
     "gated": "the action expert carries {seen} along as a stream beside its actions, into which layers of the backbone "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ def copy_tensors(
     saved = {renumbered(key, ids): tensor for key, tensor in saved.items() if bodies_in(key) <= ids.keys()}
     own = set(ids.values())
     wanted = {key: tensor for key, tensor in adapter_tensors(model, name).items() if bodies_in(key) <= own}
+    saved = {key: tensor for key, tensor in saved.items() if key in wanted or not _above_what_is_read(model, key)}
     for key in sorted(saved.keys() ^ wanted.keys()):
         raise ValueError(
             f"{place}: tensor {key!r} is {'not in the file' if key in wanted else 'of no layer here'}: this adapter "
@@ -77,6 +79,12 @@ def copy_tensors(
     assert all(torch.equal(now[key], tensor.to(now[key])) for key, tensor in saved.items())
 
 
+def _above_what_is_read(model: BackbonePreTrainedModel, key: str) -> bool:
+    """Whether a tensor is beside a backbone's layer that nobody reads, which older adapters went beside too."""
+    layer = re.search(rf"\b{re.escape(TRAINED)}.*?\.layers?\.(\d+)\.", key)
+    return layer is not None and model.backbone is not None and int(layer[1]) >= model.backbone.last_layer
+
+
 @contextmanager
 def double_of(model: BackbonePreTrainedModel, with_backbone: bool) -> Iterator[BackbonePreTrainedModel]:
     """A copy of `model` that holds the same tensors, to find out whether an adapter fits; chance is not disturbed."""
@@ -85,6 +93,7 @@ def double_of(model: BackbonePreTrainedModel, with_backbone: bool) -> Iterator[B
     learning = [tensor.requires_grad for tensor in tensors]
     double = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     if with_backbone and double.backbone is not None:  # else it would be copied, with its tensors
+        double.backbone.truncate(model.config.taps[-1])
         double._modules[TRAINED[:-1]], double.__dict__["_frozen_backbone"] = double.backbone, None
     try:
         with torch.random.fork_rng(devices=[]):

@@ -84,7 +84,7 @@ class BackbonePreTrainedModel(MotionPreTrainedModel):
                 f"{tuple(config.image_grid)}: set image_grid, or use the image size and token budget of its training"
             )
         if loaded.num_layers > config.backbone_layers:
-            logger.warning_once(
+            logger.info(
                 f"of the backbone's {loaded.num_layers} layers the first {config.backbone_layers} are used: "
                 "config.backbone_layers"
             )

@@ -31,7 +31,7 @@ class DualEncoderBackbone(Backbone):
 
     model_types = ("vision-text-dual-encoder",)
     heads = frozenset({"visual_projection", "text_projection", "logit_scale", "pooler", "head", "mask_token"})
-    final_norms = ("layernorm", "post_layernorm", "norm")  # as vision encoders of transformers call theirs
+    final_norms = ("layernorm", "post_layernorm", "norm", "rms_norm")  # as vision encoders of transformers call theirs
 
     @classmethod
     def shape_of(
@@ -95,7 +95,7 @@ class DualEncoderBackbone(Backbone):
     def truncate(self, last: int) -> None:
         """Drops the vision encoder's layers above `last`, which nobody taps, and the final norm with them.
 
-        An encoder in which they are not found keeps them, and works for nothing.
+        An encoder in which they are not found, or which then sees something else, keeps them and works for nothing.
         """
         vision = self.model.vision_model
         stacks = [
@@ -107,12 +107,27 @@ class DualEncoderBackbone(Backbone):
         if last >= self.last_layer or len(stacks) != 1:
             return
         owner, name = stacks[0]
-        setattr(owner, name, getattr(owner, name)[:last])
+        replaced: list[tuple[nn.Module, str, nn.Module]] = [(owner, name, getattr(owner, name))]
         for above in (module for module in vision.modules() if owner in module.modules()):
-            for norm in self.final_norms:
-                if hasattr(above, norm):
-                    setattr(above, norm, nn.Identity())
+            replaced += [(above, norm, getattr(above, norm)) for norm in self.final_norms if hasattr(above, norm)]
+        whole, before = self.last_layer, self._probed(last)
+        for parent, child, module in replaced:
+            setattr(parent, child, module[:last] if isinstance(module, nn.ModuleList) else nn.Identity())
         self.last_layer = last
+        if not torch.allclose(self._probed(last), before, rtol=1e-3, atol=1e-3):
+            for parent, child, module in replaced:
+                setattr(parent, child, module)
+            self.last_layer = whole
+
+    @torch.no_grad()
+    def _probed(self, layer: int) -> Tensor:
+        """Tokens of a made-up image at a layer; on the meta device, where nothing can be compared, none."""
+        device = next(self.parameters()).device
+        if device.type == "meta":
+            return torch.empty(0)
+        size = self.image_size
+        ramp = torch.linspace(-2, 2, 3 * prod(size), device=device).view(1, 3, *size)
+        return self._patch_tokens(ramp, prod(self.grid_of(self.model.config, size)), (layer,)).float()
 
     def _patch_tokens(self, images: Tensor, patches: int, taps: tuple[int, ...]) -> Tensor:
         """(N, 3, h, w) -> (N, T, P, d_v): the last P tokens, behind class and register tokens."""

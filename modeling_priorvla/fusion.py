@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..configuration.configuration_priorvla import PriorVLAConfig
 from .backbone import Backbone, LanguageFeatures, VisionFeatures
 from .hosts import require_cameras
-from .image_places import normalized, placed
+from .image_places import placed, taken_in
 from .layers import EmbodimentLinear, SoftTokens, TransformerLayer
 from .trajectory_encoder import unit_norm
 
@@ -64,11 +64,11 @@ class FusionTransformer(nn.Module):
         """`state` (B, S) normalised; `history` (B, z) from the trajectory encoder, left out when None.
 
         `has_history` (B,) bool is false for rows whose past is still empty. Raises ValueError when the features have
-        more cameras than `num_cameras`.
+        more cameras than `num_cameras`, or other tokens than `image_grid`.
         """
         dtype = self.query.dtype
         memory, memory_mask = self._memory(vision, dtype)
-        tokens = [self.text_proj(self._taken(language.tap(self.tap), dtype))]
+        tokens = [self.text_proj(taken_in(language.tap(self.tap), self.normalizes, dtype))]
         seen = [language.mask]
         if self.config.num_soft_tokens:
             tokens.append(self.soft_tokens(embodiment_ids))
@@ -87,13 +87,12 @@ class FusionTransformer(nn.Module):
         return unit_norm(self.query_out_proj(self.final_norm(hidden[:, -1])))
 
     def _memory(self, vision: VisionFeatures, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Vision tokens (B, C P, d) of the last layer with their camera's embedding, and their mask (B, 1, 1, C P)."""
+        """Vision tokens (B, C P, d) of the last layer that is used, with camera and place; mask (B, 1, 1, C P)."""
         cameras = self.camera_embeddings[: require_cameras(vision, len(self.camera_embeddings))]
-        projected = self.vision_proj(self._taken(vision.tap(self.tap), dtype)).unflatten(1, (len(cameras), -1))
+        projected = self.vision_proj(taken_in(vision.tap(self.tap), self.normalizes, dtype)).unflatten(
+            1, (len(cameras), -1)
+        )
         return self.vision_norm(placed(projected, cameras, self.grid)), vision.mask[:, None, None, :]
-
-    def _taken(self, features: Tensor, dtype: torch.dtype) -> Tensor:
-        return normalized(features.to(dtype)) if self.normalizes else features.to(dtype)
 
 
 class QueryTail(nn.Module):

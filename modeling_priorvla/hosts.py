@@ -1,8 +1,9 @@
 """How the expert's layers see a backbone: the whole difference between the hosts `cross`, `joint` and `gated`.
 
-Each takes the action prior's layer as it is and adds a branch that starts without effect, so that an expert with a
-prior's weights is that prior at first. What is seen and heard knows neither time nor actions, and is prepared once a
-chunk. Layers of kind `vision` are passed vision tokens alone: the instruction is not masked there, it does not exist.
+Each takes the action prior's layer as it is and adds a branch, which starts without effect where the expert has a
+prior's weights, so that it is that prior at first. What is seen and heard knows neither time nor actions, and is
+prepared once a chunk. Layers of kind `vision` are passed vision tokens alone: the instruction is not masked there, it
+does not exist.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..configuration.configuration_expert import ExpertConfig
 from ..configuration.configuration_priorvla import PriorVLAConfig
 from .backbone import LanguageFeatures, VisionFeatures
 from .expert_layer import ExpertLayer, LayerPrefix, joined
-from .image_places import normalized, placed
+from .image_places import placed, taken_in
 from .layers import Attention, EmbodimentLinear, KeyValue, Rotary
 
 
@@ -135,7 +136,7 @@ class HostMemory(nn.Module):
         cameras = self.camera_embeddings[: require_cameras(vision, len(self.camera_embeddings))]
         seen = {}
         for tap, project in self.vision_proj.items():
-            tokens = project(self._taken(vision.tap(int(tap)), dtype)).unflatten(1, (len(cameras), -1))
+            tokens = project(taken_in(vision.tap(int(tap)), self.normalizes, dtype)).unflatten(1, (len(cameras), -1))
             seen[int(tap)] = self.vision_norm[tap](placed(tokens, cameras, self.grid))
         body = [self.state_proj(state[:, None].to(dtype), embodiment_ids)]
         if history is not None:
@@ -148,13 +149,10 @@ class HostMemory(nn.Module):
         if self.words_proj:
             assert language is not None
             words = {
-                int(tap): self.words_norm[tap](project(self._taken(language.tap(int(tap)), dtype)))
+                int(tap): self.words_norm[tap](project(taken_in(language.tap(int(tap)), self.normalizes, dtype)))
                 for tap, project in self.words_proj.items()
             }
         return Sight(seen, vision.mask, tokens, body_mask, words, language.mask if words and language else None)
-
-    def _taken(self, features: Tensor, dtype: torch.dtype) -> Tensor:
-        return normalized(features.to(dtype)) if self.normalizes else features.to(dtype)
 
 
 class SeeingLayer(ExpertLayer):
@@ -198,7 +196,7 @@ class SeeingLayer(ExpertLayer):
 
 
 class CrossLayer(SeeingLayer):
-    """GR00T-style: between self-attention and MLP, action tokens attend to the backbone's last layer."""
+    """GR00T-style: between self-attention and MLP, action tokens attend to the last backbone layer that is used."""
 
     def __init__(self, config: ExpertConfig, tap: int, reads_language: bool, gate: str, last: bool) -> None:
         super().__init__(config, tap, reads_language, gate, last)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from ..configuration.configuration_action_prior import ActionPriorConfig
 from ..configuration.configuration_expert import MotionConfig
@@ -26,6 +26,8 @@ from .hosts import Gate, HostMemory, SeeingLayer, Sight, host_layers
 from .modeling_action_prior import ActionPriorModel
 from .motion_model import FlowPrediction
 from .transfer import TransferReport, transfer_parameters
+
+logger = logging.get_logger(__name__)
 
 # Of a vision-action prior's config: what a policy that is made from it cannot change.
 SHAPE = {"expert", "encoder", "fusion", "language", "gate", "use_latent", "fusion_transformer", "tail"}
@@ -185,6 +187,11 @@ class PriorVLAModel(BackbonePreTrainedModel):
         shared = seeing.backbone if model.config.backbone_training == "frozen" else None
         if shared is not None and shared.last_layer >= model.config.taps[-1]:
             model.attach_backbone(shared)
+        elif shared is not None:
+            logger.warning(
+                f"the backbone of {name} was cut behind layer {shared.last_layer}, and the policy reads layer "
+                f"{model.config.taps[-1]}: it has no backbone yet, call attach_backbone()"
+            )
         return model
 
     # --- what it sees and hears ---------------------------------------------------------------------------------------

@@ -127,10 +127,9 @@ def save_policy(tiny_backbone: Path, tiny_fields: dict[str, Any]) -> Callable[..
             encoder=tiny_fields["encoder"],
             fusion_transformer={"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1},
             backbone={key: reference[key] for key in BACKBONE_KEYS},
-            backbone_layers=reference["num_layers"],
             vision_hidden_size=reference["vision_hidden_size"],
             text_hidden_size=reference["text_hidden_size"],
-            **fields,
+            **{"backbone_layers": reference["num_layers"], **fields},
         )
         torch.manual_seed(0)
         model = PriorVLAModel(config)

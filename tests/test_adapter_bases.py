@@ -29,6 +29,7 @@ from priorvla.modeling_priorvla.adapters import (
     save_adapter,
 )
 from priorvla.modeling_priorvla.attached_backbone import TRAINED
+from priorvla.modeling_priorvla.backbone import load_backbone
 from priorvla.modeling_priorvla.modeling_action_prior import ActionPriorModel
 from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
@@ -324,3 +325,38 @@ def test_a_merged_model_tells_the_base_that_others_can_find(base, tiny_backbone,
         hub_id = named if revision else None
         assert (getattr(told, "base_model", None), getattr(told, "base_model_revision", None)) == (hub_id, revision)
         assert str(base) not in (tmp_path / "config.json").read_text()
+
+
+def test_an_adapter_of_a_base_that_reads_only_the_lower_layers(save_policy, bodies, tiny_backbone, tmp_path):
+    source = save_policy(tmp_path / "base", bodies, fusion="joint", backbone_layers=1)
+    whole = load_backbone(None, tiny_backbone)  # somebody else's too: it stays as it is
+    model = PriorVLAModel.from_pretrained(source, backbone=whole)
+    add_adapter(model, lora_config(model, "all", ["small"], rank=2))
+    assert (whole.last_layer, model.backbone.last_layer) == (2, 1)
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape)
+    model.save_pretrained(tmp_path / "adapter")
+    processor = PriorVLAProcessor.from_pretrained(source)
+    processor.save_pretrained(tmp_path / "adapter")
+    expected = chunk(model, processor, "small")
+    assert torch.equal(
+        chunk(
+            load_adapted(PriorVLAModel, tmp_path / "adapter", base=source, backbone=tiny_backbone), processor, "small"
+        ),
+        expected,
+    )
+
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    saved = load_file(file)
+    lower = [name for name in saved if TRAINED in name and ".vision_model." in name and ".layer.0." in name]
+    assert lower
+    # older releases put maps beside layers that nobody reads, too
+    save_file({**saved, **{name.replace(".layer.0.", ".layer.1."): saved[name].clone() for name in lower}}, file)
+    assert torch.equal(
+        chunk(
+            load_adapted(PriorVLAModel, tmp_path / "adapter", base=source, backbone=tiny_backbone), processor, "small"
+        ),
+        expected,
+    )

@@ -417,6 +417,21 @@ def test_a_policy_uses_two_thirds_of_a_vision_encoder_or_what_its_taps_ask_for(f
     assert config["normalize_features"] and len(config["image_grid"]) == 2
 
 
+def test_a_run_that_an_older_release_began_goes_on_reading_its_backbone_as_it_did(folder, command):
+    arguments = ("train", "--fusion", "joint", "--listening", "0")
+    shape = {"expert": {**MOTION["expert"]}, "backbone_layers": 2, "image_grid": None, "normalize_features": False}
+    assert command("older", *arguments, model=shape, training={"save_steps": 1}) == 0
+    file = folder / "older" / "checkpoint-1" / "config.json"
+    config = json.loads(file.read_text())
+    assert config["image_grid"] is None
+    del config["image_grid"], config["normalize_features"]
+    file.write_text(json.dumps(config))
+    more = {"max-steps": 2, "training": {"save_steps": 1}}
+    assert command("older", *arguments, "--resume", model={"expert": MOTION["expert"]}, **more) == 0
+    after = config_of(folder / "older")
+    assert (after["backbone_layers"], after["image_grid"], after["normalize_features"]) == (2, None, False)
+
+
 def test_a_recipe_cannot_say_that_the_backbone_was_another(folder, command):
     named = {**SIGHT, "backbone": {"source": "hub", "name": "somebody/else"}}
     assert command("named", "train", "--fusion", "cross", "--listening", "0", model=named) == 0

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
+from ..configuration.backbone_reference import reading_fields
 from ..configuration.configuration_priorvla import PriorVLAConfig
-from ..configuration.expert_layout import Insertion, layers_read
+from ..configuration.expert_layout import Insertion, taps_given
 from ..configuration.published_backbones import list_published_backbones, published_backbone
 from ..hub_cards.checkpoints import kind_of
 from ..modeling_priorvla.backbone import Backbone, LanguageFeatures, VisionFeatures, adapter_of
@@ -81,13 +82,7 @@ def meta_policy(
     fields: Mapping[str, Any], backbone: Backbone, prior: str | None = None, insertion: str | None = None
 ) -> PriorVLAModel:
     """The model of `fields`, or what comes of a `prior` (folder or Hub id) with them, with its backbone attached."""
-    shape = {
-        "backbone_layers": layers_read(backbone.policy_layers, fields.get("expert", {}).get("tap_layers") or ()),
-        "vision_hidden_size": backbone.vision_hidden_size,
-        "text_hidden_size": backbone.text_hidden_size,
-        "image_grid": list(backbone.image_grid),
-        "normalize_features": True,
-    }
+    shape = reading_fields(vars(backbone), fields.get("fusion", "latent"), taps_given(fields))
     with META:
         start = None if prior is None else AutoConfig.from_pretrained(prior)
         if start is None:

@@ -14,6 +14,7 @@ from ..configuration.configuration_action_prior import ActionPriorConfig
 from ..configuration.embodiment import Embodiment
 from ..configuration.recipe import checked_fields
 from ..hub_cards.checkpoints import kind_of
+from ..modeling_priorvla.adding_embodiments import embodiment_index
 from ..modeling_priorvla.modeling_action_prior import ActionPriorModel
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from .action_prior_arguments import ActionPriorTrainingArguments
@@ -90,6 +91,8 @@ def build_prior(
         expert = {**fields.get("expert", {}), **expert_dims(embodiments)}
         return ActionPriorModel(ActionPriorConfig(**{**fields, "expert": expert})), embodiments
     model = ActionPriorModel.from_pretrained(options.prior, **fields)
+    if options.like is not None:
+        embodiment_index(model.config.expert, options.like)  # refused before motion is read
     embodiments = PriorVLAProcessor.from_pretrained(options.prior).embodiments
     known = [embodiment.name for embodiment in embodiments]
     fitted = motion.fit(model.config.expert.chunk_size)

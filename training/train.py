@@ -15,7 +15,7 @@ from ..configuration.backbone_reference import fields_for_backbone
 from ..configuration.configuration_expert import ExpertConfig
 from ..configuration.configuration_priorvla import PriorVLAConfig
 from ..configuration.embodiment import Embodiment
-from ..configuration.expert_layout import Insertion, layers_read
+from ..configuration.expert_layout import Insertion, layers_read, taps_given
 from ..configuration.recipe import checked_fields
 from ..hub_cards.checkpoints import kind_of
 from ..modeling_priorvla.backbone import describe_backbone, download_backbone, used_before
@@ -55,7 +55,7 @@ BACKBONE_OPTIONS = {  # options of how the backbone is used -> keys of its refer
     "image_tokens": "tokens_per_image",
     "prompt": "prompt",
 }
-CHOSEN: tuple[str, ...] = ("backbone_layers", "normalize_features")  # how it is read, where a recipe says so
+CHOSEN = ("backbone_layers", "image_grid", "normalize_features")  # how a backbone is read: where a recipe says it, so
 RESUMED = (
     *("fusion", "language", "gate", "use_latent", "use_history", "tail"),
     *("backbone", "backbone_layers", "image_grid", "normalize_features", "backbone_training", "lora"),
@@ -108,10 +108,10 @@ class _Run:
         early = {
             name: value for name, value in fields.items() if name != "use_history"
         }  # it may need a prior's encoder
-        taps = fields.get("expert", {}).get("tap_layers") or ()
-        deep_enough = {"backbone_layers": layers_read(1, taps)} if taps else {}
+        fusion, taps = options.fusion or fusion, taps_given(fields)
+        deep_enough = {"backbone_layers": layers_read(1, fusion, taps)} if taps else {}
         # a wrong value is refused before data are read
-        PriorVLAConfig(**{"fusion": options.fusion or fusion, **deep_enough, **early})
+        PriorVLAConfig(**{"fusion": fusion, **deep_enough, **early})
         self.sources, self.weights = load_sources(options.datasets, frames=True)
         folder, reference = _find_backbone(options, start)
         parts = [split_episodes(source, options.holdout, options.seed) for source in self.sources]
@@ -129,8 +129,10 @@ class _Run:
             _require_same_backbone(options, start, reference)
             self.model = _from_vision_action_prior(options, fields)
         else:
-            asked = {name: fields[name] for name in CHOSEN if name in fields}
-            fields |= {**fields_for_backbone(reference, taps), **asked, "num_cameras": _most_cameras(embodiments)}
+            read: dict[str, Any] = _as_it_began(options) if options.resume else {}
+            read |= {name: fields[name] for name in CHOSEN if name in fields}
+            fields |= {**fields_for_backbone(reference, fusion, taps), **read}
+            fields["num_cameras"] = _most_cameras(embodiments)
             self.model = _build_model(options, start, fields, embodiments, fusion)
         if options.resume:
             _require_same_model(options, self.model.config)
@@ -255,6 +257,12 @@ def _require_same_backbone(options: ObservingOptions, start: _Start, reference: 
                 f"--{option.replace('_', '-')} {getattr(options, option)}: the vision-action prior {options.prior} has "
                 f"learned to see with {_told(own.get(name))}: leave it out"
             )
+
+
+def _as_it_began(options: ObservingOptions) -> dict[str, Any]:
+    """How the run that is resumed reads its backbone: older releases had other defaults."""
+    began = AutoConfig.from_pretrained(str(options.last_checkpoint()))
+    return {name: getattr(began, name) for name in CHOSEN}
 
 
 def _require_same_model(options: ObservingOptions, config: PriorVLAConfig) -> None:
