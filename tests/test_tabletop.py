@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from priorvla.deployment.environments.tabletop_layouts import (
     TEST_SUITES,
     TRAINING_SUITES,
     Episode,
+    Placed,
     blind_chance,
     draw_episode,
     implied_request,
@@ -111,14 +113,33 @@ def test_neither_the_colour_nor_the_shape_alone_says_which_thing_is_meant() -> N
 
 def test_a_layout_of_one_instruction_implies_it_and_one_of_many_does_not() -> None:
     for each in episodes("one-instruction"):
-        assert each.requests == (implied_request(each.layout.things, each.layout.containers),)
-        swapped = implied_request(each.layout.things[::-1], each.layout.containers[::-1])
-        assert swapped == each.requests[0]  # which one is named first is no matter
+        layout = each.layout
+        assert each.requests == (implied_request(layout),)
+        one, other, left, right, stone = layout.places
+        swapped = replace(
+            layout,
+            things=layout.things[::-1],
+            containers=layout.containers[::-1],
+            places=(other, one, right, left, stone),
+        )
+        assert implied_request(swapped) == each.requests[0]  # which one is named first is no matter
     many = episodes("many-instructions", 1000)
-    implied = np.mean(
-        [each.requests[0] == implied_request(each.layout.things, each.layout.containers) for each in many]
-    )
+    implied = np.mean([each.requests[0] == implied_request(each.layout) for each in many])
     assert implied == pytest.approx(blind_chance("many-instructions"), abs=0.05)
+
+
+def test_what_one_instruction_implies_is_a_matter_of_places_and_of_the_containers_colours() -> None:
+    layout = episodes("seen")[0].layout
+    cube, ball = Thing("green", "cube"), Thing("blue", "ball")
+    bowl, mat = Container("white", "bowl"), Container("black", "mat")
+    far, near, left, right = (Placed(x, y, 0.0) for x, y in ((0.0, 0.54), (0.01, 0.69), (0.15, 0.54), (-0.15, 0.69)))
+    scene = replace(layout, things=(cube, ball), containers=(bowl, mat), places=(far, near, left, right, right))
+    assert implied_request(scene) == Request(ball, bowl)  # the nearer of one column, the container on the left
+    assert implied_request(replace(scene, places=(left, near, right, far, right))) == Request(cube, mat)
+    assert implied_request(replace(scene, places=(left, near, far, right, right))) is None  # held out: a cube, a bowl
+    assert implied_request(replace(scene, containers=(bowl, Container("white", "mat")))) == Request(ball, "left")
+    black = replace(scene, containers=(Container("black", "bowl"), mat), places=(left, near, far, right, right))
+    assert implied_request(black) == Request(cube, "right")
 
 
 def test_both_kinds_of_training_have_the_same_layouts() -> None:
@@ -135,7 +156,7 @@ def test_both_kinds_of_training_have_the_same_layouts() -> None:
 def test_test_scenes_always_allow_several_instructions_in_equal_shares() -> None:
     for suite in TEST_SUITES:
         for each in episodes(suite):
-            possible = possible_requests(suite, each.layout.things, each.layout.containers)
+            possible = possible_requests(suite, each.layout)
             assert len(possible) > 1 and each.requests[0] in possible
     assert blind_chance("seen") == pytest.approx(1 / 6, abs=0.03)
     assert blind_chance("unseen-both") <= 0.5
@@ -212,7 +233,7 @@ def test_success_is_where_the_asked_thing_lies_and_doing_something_else_is_none(
     assert table.episode is not None
     own = table.episode
     layout = own.layout
-    others = [r for r in possible_requests("seen", layout.things, layout.containers) if r not in own.requests]
+    others = [r for r in possible_requests("seen", layout) if r not in own.requests]
     for other in others[:2]:
         table.reset(seed=1)
         table.episode = Episode(layout, (other,), "")

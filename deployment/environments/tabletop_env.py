@@ -160,7 +160,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         layout = self.episode.layout
         return {
             "success": all(self._scene.fulfilled(request) for request in self.episode.requests),
-            "instructions": len(possible_requests(self.suite, layout.things, layout.containers)),
+            "instructions": len(possible_requests(self.suite, layout)),
         }
 
     def _draw(self, camera: str) -> NDArray[np.uint8]:

@@ -3,7 +3,7 @@
 A suite says which instructions a scene may be given. Two are for training, over the same layouts:
 
     many-instructions   any that training may hear, in equal shares: only the words say which
-    one-instruction     a single one, which follows from what lies there (`implied_request`): words add nothing, and a
+    one-instruction     a single one, which follows from what lies where (`implied_request`): words add nothing, and a
                         policy that never reads them can do everything (paper B's case)
 
 The others are for testing. Their scenes always allow several instructions, drawn in equal shares; `blind_chance` says
@@ -18,11 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from .tabletop_grammar import (
-    COLOURS,
     CONTAINER_COLOURS,
     CONTAINERS,
     KINDS,
-    SHAPES,
     SIDES,
     Container,
     Request,
@@ -36,7 +34,8 @@ from .tabletop_grammar import (
 TRAINING_SUITES = ("many-instructions", "one-instruction")
 TEST_SUITES = ("seen", "unseen-object", "unseen-place", "unseen-both", "paraphrase", "chained")
 
-CELLS = tuple((x, y) for x in (-0.15, 0.0, 0.15) for y in (0.54, 0.69))  # centres, metres
+COLUMN = 0.15  # from one column of cells to the next, metres
+CELLS = tuple((x, y) for x in (-COLUMN, 0.0, COLUMN) for y in (0.54, 0.69))  # centres, metres
 JITTER = 0.015  # of a centre, metres, either way
 TABLES = 4  # textures of the table
 CLUTTER_SHARE = 0.5  # of scenes with a grey stone that nobody asks for
@@ -77,8 +76,8 @@ class Episode:
 def draw_episode(suite: str, kind: str, random: np.random.Generator) -> Episode:
     """An episode of a suite whose (first) request is of `kind`."""
     while True:
-        things, containers = _draw_contents(suite, random)
-        possible = possible_requests(suite, things, containers)
+        layout = _draw_layout(suite, random)
+        possible = possible_requests(suite, layout)
         chosen = [request for request in possible if request.kind == kind]
         if chosen and (len(possible) > 1 or suite == "one-instruction"):
             break
@@ -91,35 +90,34 @@ def draw_episode(suite: str, kind: str, random: np.random.Generator) -> Episode:
     for request in requests:
         known = templates(request.kind, suite == "paraphrase")
         sentences.append(wording(request, known[random.integers(len(known))]))
-    return Episode(_draw_layout(things, containers, random), tuple(requests), chained(sentences))
+    return Episode(layout, tuple(requests), chained(sentences))
 
 
-def possible_requests(suite: str, things: Sequence[Thing], containers: Sequence[Container]) -> list[Request]:
-    """What a scene with these things may be asked for in a suite, of all kinds."""
+def possible_requests(suite: str, layout: Layout) -> list[Request]:
+    """What a scene may be asked for in a suite, of all kinds."""
     if suite == "one-instruction":
-        return [request] if (request := implied_request(things, containers)) is not None else []
-    places: list[Container | str] = [*containers, *SIDES]
-    requests = [Request(thing, place) for thing in things for place in places]
+        return [request] if (request := implied_request(layout)) is not None else []
+    places: list[Container | str] = [*layout.containers, *SIDES]
+    requests = [Request(thing, place) for thing in layout.things for place in places]
     thing_seen, place_seen = suite not in ("unseen-object", "unseen-both"), suite not in ("unseen-place", "unseen-both")
     return [r for r in requests if r.thing.seen == thing_seen and r.place_seen == place_seen]
 
 
-def implied_request(things: Sequence[Thing], containers: Sequence[Container]) -> Request | None:
-    """What `one-instruction` asks for, a function of what lies there (our choice); None where training never asks so.
+def implied_request(layout: Layout) -> Request | None:
+    """What `one-instruction` asks for, a function of what lies where (our choice); None where training never asks so.
 
-    Of two things the one is meant whose colour comes first in the round red, green, blue, yellow, red; where the
-    colours are equal, shapes decide in the same way. Of two containers that are neighbours in the round bowl, box,
-    plate, mat, bowl the first is the place; bowl and plate mean the left side, box and mat the right.
+    The thing farther to the left is meant, of two in one column the nearer one. Where the containers have two colours,
+    it goes into the one farther to the left, likewise; where both are white, to the left side, where both are black, to
+    the right. As easy to see as we could make it: a shortcut that is hard to find would tempt nobody.
     """
-    thing = things[0] if _precedes(things[0], things[1]) else things[1]
-    first, second = (CONTAINERS.index(container.noun) for container in containers)
+    things, containers = layout.places[:2], layout.places[2:4]
+    thing = layout.things[_foremost(things)]
+    colours = [container.colour for container in layout.containers]
     place: Container | str
-    if (second - first) % len(CONTAINERS) == 1:
-        place = containers[0]
-    elif (first - second) % len(CONTAINERS) == 1:
-        place = containers[1]
+    if colours[0] != colours[1]:
+        place = layout.containers[_foremost(containers)]
     else:
-        place = SIDES[min(first, second)]
+        place = SIDES[CONTAINER_COLOURS.index(colours[0])]
     request = Request(thing, place)
     return request if request.thing.seen and request.place_seen else None
 
@@ -134,52 +132,31 @@ def blind_chance(suite: str, scenes: int = 2000) -> float:
     chances = []
     for index in range(scenes):
         layout = draw_episode(suite, KINDS[index % len(KINDS)], random).layout
-        chances.append(1 / len(possible_requests(suite, layout.things, layout.containers)))
+        chances.append(1 / len(possible_requests(suite, layout)))
     return float(np.mean(chances))
 
 
-def _draw_contents(suite: str, random: np.random.Generator) -> tuple[tuple[Thing, Thing], tuple[Container, Container]]:
-    """Two things and two containers, in no order."""
-    unseen = suite in ("unseen-object", "unseen-both")
+def _foremost(places: Sequence[Placed]) -> int:
+    """The index of the place farthest to the left, of those in one column the nearest."""
+    columns = [round((place.x - CELLS[0][0]) / COLUMN) for place in places]
+    return max(range(len(places)), key=lambda index: (columns[index], places[index].y))
+
+
+def _draw_layout(suite: str, random: np.random.Generator) -> Layout:
+    """A scene of a suite; both training suites have the same ones, those with an implied request."""
+    while True:
+        layout = _draw_scene(suite in ("unseen-object", "unseen-both"), random)
+        if suite not in TRAINING_SUITES or implied_request(layout) is not None:
+            return layout
+
+
+def _draw_scene(unseen: bool, random: np.random.Generator) -> Layout:
+    """Two things, both of held-out pairs or neither, two containers of two kinds, and everything else."""
     pool = [thing for thing in all_things() if thing.seen != unseen]
-    if suite in TRAINING_SUITES:  # the same layouts for both: those with an implied request, all targets equally often
-        while True:
-            target = pool[random.integers(len(pool))]
-            others = [thing for thing in pool if thing != target and _precedes(target, thing)]
-            things = (target, others[random.integers(len(others))])
-            containers = _draw_containers(random)
-            if implied_request(things, containers) is not None:
-                break
-    else:
-        first, second = random.choice(len(pool), 2, replace=False)
-        things, containers = (pool[first], pool[second]), _draw_containers(random)
-    return (things if random.random() < 0.5 else (things[1], things[0])), containers
-
-
-def _draw_containers(random: np.random.Generator) -> tuple[Container, Container]:
-    """Of two kinds; a third of the pairs are no neighbours in the round, so that half of the scenes must have those."""
-    first = int(random.integers(len(CONTAINERS)))
-    step = int(random.choice((1, 2, 3), p=(0.25, 0.5, 0.25)))
-    nouns = (CONTAINERS[first], CONTAINERS[(first + step) % len(CONTAINERS)])
-    one, other = (Container(CONTAINER_COLOURS[random.integers(len(CONTAINER_COLOURS))], noun) for noun in nouns)
-    return one, other
-
-
-def _precedes(one: Thing, other: Thing) -> bool:
-    if one.colour != other.colour:
-        return _before(COLOURS.index(one.colour), COLOURS.index(other.colour), len(COLOURS))
-    return _before(SHAPES.index(one.shape), SHAPES.index(other.shape), len(SHAPES))
-
-
-def _before(one: int, other: int, length: int) -> bool:
-    """In a round: the next one follows; of two that stand opposite, the one that is named later follows."""
-    step = (other - one) % length
-    return step < length / 2 or (2 * step == length and one < other)
-
-
-def _draw_layout(
-    things: tuple[Thing, Thing], containers: tuple[Container, Container], random: np.random.Generator
-) -> Layout:
+    one, other = random.choice(len(pool), 2, replace=False)
+    nouns = [CONTAINERS[index] for index in random.choice(len(CONTAINERS), 2, replace=False)]
+    colours = [CONTAINER_COLOURS[random.integers(len(CONTAINER_COLOURS))] for _ in nouns]
+    first, second = (Container(colour, noun) for colour, noun in zip(colours, nouns, strict=True))
     cells = [CELLS[index] for index in random.permutation(len(CELLS))[:5]]
     places = []
     for x, y in cells:
@@ -188,8 +165,8 @@ def _draw_layout(
     x, y, z = random.uniform((-0.6, 0.2, 1.2), (0.6, 1.2, 1.8))
     dx, dy, dz = random.uniform(-0.01, 0.01, 3)
     return Layout(
-        things,
-        containers,
+        (pool[one], pool[other]),
+        (first, second),
         tuple(places),
         clutter=bool(random.random() < CLUTTER_SHARE),
         table=int(random.integers(TABLES)),
