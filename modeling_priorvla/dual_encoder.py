@@ -26,7 +26,7 @@ class DualEncoderBackbone(Backbone):
 
     Taps are the vision encoder's layers, class and register tokens left out of each. The text encoder's layers do not
     correspond to them, so its last output stands for all (our choice). A policy reads two thirds of the vision encoder
-    (our choice): the packaged one's last two layers do not say where things are, see `benchmarks/feature_depth.py`.
+    (our choice: the packaged one's later layers say no more of where things are, see `benchmarks/feature_depth.py`).
     """
 
     model_types = ("vision-text-dual-encoder",)
