@@ -447,7 +447,7 @@ def layered(kinds: list[str], taps: list) -> dict:
         ({"fusion": "joint", **layered(["vision", "motion"], [1, None])}, "takes vision and"),
         ({"fusion": "joint", **layered(["vision"], [1])}, "no expert layer reads"),
         ({"fusion": "gated", **layered(["vision_language"], [9])}, "is not among the backbone's layers 0 to 4"),
-        ({"fusion": "cross", **layered(["vision_language"], [1])}, "must all be 4"),
+        ({"fusion": "cross", **layered(["vision_language"], [1])}, "must all be backbone_layers=4"),
         ({"fusion": "latent", **layered(["vision"], [1])}, "through its latent token alone"),
     ],
 )
