@@ -146,13 +146,8 @@ def main() -> None:
         right, close, median = results[layer].values()
         print(f"| {layer} | {right:.0%} | {close:.0%} | {median:.1f} cm |", flush=True)
     settings = {name: getattr(options, name) for name in ("scenes", "held_out", "max_steps", "image_size", "seed")}
-    print(
-        made_with(
-            write_report(
-                options.output_dir, {"kind": "feature_depth", "backbone": folder.name, **settings, "layers": results}
-            )
-        )
-    )
+    told = {"kind": "feature_depth", "backbone": folder.name, **settings, "layers": results}
+    print(made_with(write_report(options.output_dir, told)))
 
 
 if __name__ == "__main__":

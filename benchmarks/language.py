@@ -246,8 +246,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.motion_steps >= options.sight_steps:
         raise SystemExit(f"--motion-steps {options.motion_steps} must be below --sight-steps {options.sight_steps}")
-    options.recipe = RECIPE
-    require_same_settings(options.output_dir, options, (*SETTINGS, "recipe"))
+    require_same_settings(options.output_dir, options, SETTINGS, recipe=RECIPE)
     groups = [(h, k, s) for s in options.seeds for k in options.knobs for h in options.hosts]
     for knob in options.knobs:
         for seed in options.seeds:

@@ -80,8 +80,8 @@ def copy_tensors(
 
 
 def _above_what_is_read(model: BackbonePreTrainedModel, key: str) -> bool:
-    """Whether a tensor is beside a backbone's layer that nobody reads, which older adapters went beside too."""
-    layer = re.search(rf"\b{re.escape(TRAINED)}.*?\.layers?\.(\d+)\.", key)
+    """Whether a tensor is beside a layer that `Backbone.truncate` drops; older adapters went beside these too."""
+    layer = re.search(rf"\b{re.escape(TRAINED)}.*\.(?:vision|language)_model\..*?\.?layers?\.(\d+)\.", key)
     return layer is not None and model.backbone is not None and int(layer[1]) >= model.backbone.last_layer
 
 

@@ -81,10 +81,10 @@ class LanguageFeatures:
 class BackboneShape:
     """The sizes a model is built for; each is an attribute of the backbone too.
 
-    Taps are numbered by `num_layers`; `policy_layers` are as many of the first as a policy reads unless it is told
-    otherwise. image_size (height, width) in pixels; image_grid: rows and columns of the tokens
-    of such an image, averaged over cells where a budget asks for fewer than the backbone makes; `tokens_per_image` is
-    P, their product.
+    Taps are numbered by `num_layers`; `policy_layers`, 1 to `num_layers`, are as many of the first as a policy uses
+    unless it is told otherwise. image_size (height, width) in pixels; image_grid: rows and columns of the tokens of
+    such an image, averaged over cells where a budget asks for fewer than the backbone makes; `tokens_per_image` is P,
+    their product.
     tail_hidden_size: width of the tokens that `encode_tail` takes, None when the backbone takes none.
     language_reads_vision: whether the features of words depend on the images that they are said about.
     """

@@ -10,6 +10,7 @@ from huggingface_hub import RepoCard
 
 from priorvla.configuration.configuration_action_prior import ActionPriorConfig
 from priorvla.configuration.configuration_priorvla import PriorVLAConfig
+from priorvla.configuration.embodiment import Embodiment
 from priorvla.configuration.embodiment_registry import load_embodiment
 from priorvla.hub_cards.card import create_card
 from priorvla.hub_cards.card_pictures import PLOTS
@@ -41,12 +42,15 @@ ADAPTER = {
 GATES = {"layers.0.cross_gate": 0.1, "layers.1.cross_gate": 0.2}
 
 
+def expert_of(bodies: list[Embodiment]) -> dict[str, Any]:
+    dims = {"action_dims": [body.action_dim for body in bodies], "state_dims": [body.state_dim for body in bodies]}
+    return {"embodiments": [body.name for body in bodies], **dims, "expert_layers": ["motion", "motion"]}
+
+
 @pytest.fixture(scope="module")
 def cards(bodies) -> dict[str, RepoCard]:
     """A card of every kind with everything in it, and one of every kind with as little as there may be."""
-    names = [body.name for body in bodies]
-    dims = {"action_dims": [body.action_dim for body in bodies], "state_dims": [body.state_dim for body in bodies]}
-    expert = {"embodiments": names, **dims, "expert_layers": ["motion", "motion"]}
+    expert = expert_of(bodies)
     reference = {"source": "hub", "name": "owner/backbone", "sha256": "ab" * 32}
     seeing = {"expert": expert, "backbone": reference, "fusion": "gated"}
     configs = {
@@ -127,3 +131,26 @@ def test_a_card_has_everything_that_a_reader_looks_for(kind, cards):
         assert "(https://huggingface.co/datasets/me/data)" in text and "(https://huggingface.co/me/base)" in text
         assert "safety" in text and "| optimizer lr | 0.001 |" in text and r"| a \| b | 1 / 2 | 50 %" in text
         assert "small: " not in text and "| action a0 | " in text, "where the numbers lie"
+
+
+@pytest.mark.parametrize(
+    ("reworded", "said"),
+    [
+        ((1.05, 0.9, 9.0), "A rewording of the same instruction does not move them measurably."),
+        ((1.85, 1.0, 16.1), "Whether wording counts too cannot be told: with a rewording of the same instruction they"),
+        ((1.85, 1.5, 2.1), "But so they do with a rewording"),
+    ],
+)
+def test_a_rewording_of_which_too_little_was_seen_is_not_called_without_effect(reworded, said, bodies):
+    told = {"swap": (8.0, 5.0, 20.0), "paraphrase": reworded, "floor": (1.0, 0.9, 1.1)}
+    metrics = {
+        f"language_sensitivity/{change}{end}": value
+        for change, values in told.items()
+        for end, value in zip(("", "_low", "_high"), values, strict=True)
+    }
+    card = create_card(
+        "vla", config=PriorVLAConfig(expert=expert_of(bodies)), embodiments=bodies, license="mit", metrics=metrics
+    )
+    section = card.text.partition("## Does it listen?")[2]
+    assert section.strip().startswith("Yes: with another instruction") and said in section
+    assert ("measurably" in section) == ("measurably" in said)

@@ -478,24 +478,3 @@ def test_a_folder_without_a_card_is_an_error_that_names_it(tmp_path):
         load_card(tmp_path)
     with pytest.raises(FileNotFoundError, match="no model card"):
         load_card(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize(
-    ("reworded", "said"),
-    [
-        ((1.05, 0.9, 9.0), "A rewording of the same instruction does not move them measurably."),
-        ((1.85, 1.0, 16.1), "Whether wording counts too cannot be told: with a rewording of the same instruction they"),
-        ((1.85, 1.5, 2.1), "But so they do with a rewording"),
-    ],
-)
-def test_a_rewording_of_which_too_little_was_seen_is_not_called_without_effect(reworded, said, vla_config, embodiments):
-    told = {"swap": (8.0, 5.0, 20.0), "paraphrase": reworded, "floor": (1.0, 0.9, 1.1)}
-    metrics = {
-        f"language_sensitivity/{change}{end}": value
-        for change, values in told.items()
-        for end, value in zip(("", "_low", "_high"), values, strict=True)
-    }
-    card = create_card("vla", config=vla_config, embodiments=embodiments, license="mit", metrics=metrics)
-    section = card.text.partition("## Does it listen?")[2]
-    assert section.strip().startswith("Yes: with another instruction") and said in section
-    assert ("measurably" in section) == ("measurably" in said)

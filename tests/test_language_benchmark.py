@@ -71,6 +71,8 @@ def test_results_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
         require(tmp_path / "runs", argparse.Namespace(**settings), names)
     with pytest.raises(SystemExit, match=r"--language-steps 2: .* was begun with 1"):
         require(tmp_path / "runs", argparse.Namespace(**{**settings, "language_steps": 2}), names)
+    with pytest.raises(SystemExit, match=r"^recipe \{'layers': 2\}: .* was begun with None"):  # by an older release
+        require(tmp_path / "runs", argparse.Namespace(**settings), names, recipe={"layers": 2})
 
 
 def test_every_training_starts_where_its_name_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ BACKBONE_OPTIONS = {  # options of how the backbone is used -> keys of its refer
     "image_tokens": "tokens_per_image",
     "prompt": "prompt",
 }
-CHOSEN = ("backbone_layers", "image_grid", "normalize_features")  # how a backbone is read: where a recipe says it, so
+CHOSEN = ("backbone_layers", "image_grid", "normalize_features")  # how a backbone is read; a recipe has the last word
 RESUMED = (
     *("fusion", "language", "gate", "use_latent", "use_history", "tail"),
     *("backbone", "backbone_layers", "image_grid", "normalize_features", "backbone_training", "lora"),
