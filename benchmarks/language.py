@@ -17,7 +17,8 @@ are counted, beside `one stage` they are not. Success is told by suite (docs/lan
 
 Every table has its validity lines: what the policies do in scenes as they were trained in (at least 70 %, or the row is
 marked), and what the policies of rung 2 do, which cannot read (no better than the best guess, or the table is marked).
-Whatever is finished is not done again, a training that was stopped is begun again, an evaluation goes on.
+Whatever is finished is not done again, a training that was stopped is begun again, an evaluation goes on. A finished
+cell is a file in `cells`; with these and `settings.json` alone another machine goes on with the others.
 """
 
 from __future__ import annotations
@@ -110,6 +111,24 @@ class Group:
                              "--prior", motion, *self._seeing())  # fmt: skip
         model = {**FLOW, "expert": self._layers("vision", even_taps(self.host, LAYERS, DEPTH))}
         return self._run("pretrain", self.folder / "sight", "vision_action_prior_small", steps, model, *self._seeing())
+
+    def file(self, training: str) -> Path:
+        """Where a cell's results are kept."""
+        return self.options.output_dir / "cells" / f"{self.knob}-{self.seed}-{self.host}-{folder_name(training)}.json"
+
+    def is_done(self) -> bool:
+        return all(self.file(training).is_file() for training in self.options.trainings)
+
+    def measured(self, training: str) -> dict[str, Any]:
+        """A cell's results: those that are there, or those of now."""
+        file = self.file(training)
+        if not file.is_file():
+            result = self.measure(training)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            new = file.with_suffix(".new")
+            new.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            new.replace(file)
+        return dict(json.loads(file.read_text(encoding="utf-8")))
 
     def measure(self, training: str) -> dict[str, Any]:
         """Success of a cell by suite, in scenes as in training, and there without words; and what else is known."""
@@ -212,8 +231,9 @@ def command(*arguments: object) -> float:
     return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 60
 
 
-def run_group(options: argparse.Namespace, host: str, knob: str, seed: int) -> None:
+def run_group(options: argparse.Namespace, group: Group) -> None:
     """All cells of a group, in a process of their own; the last lines of its log are in an error."""
+    host, knob, seed = group.host, group.knob, group.seed
     log = options.output_dir / f"{host}-{knob}-{seed}.log"
     settings = [part for name in SETTINGS for part in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
     chosen = ["--hosts", host, "--knobs", knob, "--seeds", str(seed), "--trainings", *options.trainings]
@@ -247,21 +267,19 @@ def main() -> None:
     if options.motion_steps >= options.sight_steps:
         raise SystemExit(f"--motion-steps {options.motion_steps} must be below --sight-steps {options.sight_steps}")
     require_same_settings(options.output_dir, options, SETTINGS, recipe=RECIPE)
-    groups = [(h, k, s) for s in options.seeds for k in options.knobs for h in options.hosts]
-    for knob in options.knobs:
-        for seed in options.seeds:
-            Group(options, options.hosts[0], knob, seed).collect()
-    if options.jobs > 1:
+    groups = [Group(options, h, k, s) for s in options.seeds for k in options.knobs for h in options.hosts]
+    missing = [group for group in groups if not group.is_done()]
+    for group in missing:
+        group.collect()
         if "three rungs" in options.trainings:
-            for knob in options.knobs:
-                for seed in options.seeds:
-                    Group(options, options.hosts[0], knob, seed).motion()
+            group.motion()
+    if options.jobs > 1:
         with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(lambda group: run_group(options, *group), groups))
+            list(pool.map(partial(run_group, options), missing))
     results = []
-    for host, knob, seed in groups:
+    for group in groups:
         for training in options.trainings:
-            results.append(Group(options, host, knob, seed).measure(training))
+            results.append(group.measured(training))
             print(row(results[-1:]), flush=True)
     report(options.output_dir, {name: getattr(options, name) for name in SETTINGS}, results)
 

@@ -104,3 +104,23 @@ def test_every_training_starts_where_its_name_says(tmp_path: Path, monkeypatch: 
     said.clear()
     group.policy("three rungs")
     assert said == []  # what is finished is not done again
+
+
+def test_a_finished_cell_is_kept_and_is_all_that_another_machine_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    language = importlib.import_module("language")
+    measured: list[str] = []
+    monkeypatch.setattr(
+        language.Group, "measure", lambda self, training: measured.append(training) or cell(training, 16, 10)
+    )
+    options = argparse.Namespace(output_dir=tmp_path / "here", trainings=["one stage", "two stages"])
+    group = language.Group(options, "cross", "many", 0)
+    first = group.measured("one stage")
+    assert first == cell("one stage", 16, 10) and not group.is_done()
+    (tmp_path / "here").rename(tmp_path / "there")
+    options.output_dir = tmp_path / "there"
+    there = language.Group(options, "cross", "many", 0)
+    assert there.measured("one stage") == first and measured == ["one stage"]
+    there.measured("two stages")
+    assert there.is_done() and not language.Group(options, "cross", "one", 0).is_done()
