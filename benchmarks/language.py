@@ -4,7 +4,8 @@
     python benchmarks/language.py --output-dir runs/language --hosts cross --knobs many --trainings "one stage"
 
 A cell is a host, a training, a knob and a seed. The knob is how many instructions a training scene allows: `one`, which
-follows from what lies there, or `many`. All cells of a knob and a seed see the same demonstrations:
+follows from what lies there, `mostly-one`, with an exception in a tenth of the scenes, or `many`. All cells of a knob
+and a seed see the same demonstrations:
 
     one stage           from random weights, as many steps as the others have of rung 3
     one stage, longer   from random weights, as many steps as the others have in all
@@ -49,7 +50,7 @@ from priorvla.deployment.evaluation import evaluate_policy
 from priorvla.deployment.policy import PriorVLAPolicy
 from priorvla.deployment.trial_records import TrialRecords
 
-HOSTS, KNOBS = ("cross", "joint", "gated"), ("many", "one")
+HOSTS, KNOBS = ("cross", "joint", "gated"), ("many", "mostly-one", "one")
 TRAININGS = ("one stage", "one stage, longer", "two stages", "token insertion", "three rungs")
 SETTINGS = ("episodes", "frame_stride", "sight_steps", "motion_steps", "language_steps", "trials", "listening")
 LAYERS = 2  # of a prior; a policy with inserted layers has twice as many
@@ -82,7 +83,7 @@ class Group:
     def collect(self) -> None:
         """The demonstrations, once for all hosts."""
         if not self.data.is_dir():
-            command("collect", "--env", "tabletop", "--tasks", f"{self.knob}-instruction{'s' * (self.knob == 'many')}",
+            command("collect", "--env", "tabletop", "--tasks", suite_of(self.knob),
                     "--episodes", self.options.episodes, "--seed", self.seed, "--output-dir", self.data,
                     "--image-every", self.options.frame_stride, "--workers", self.options.jobs)  # fmt: skip
 
@@ -134,7 +135,7 @@ class Group:
         """Success of a cell by suite, in scenes as in training, and there without words; and what else is known."""
         cell = Cell(self.host, training, self.knob, self.seed)
         policy = self.sight() if training == BLIND else self.policy(training)
-        trained = f"{self.knob}-instruction{'s' * (self.knob == 'many')}"
+        trained = suite_of(self.knob)
         suites = self._evaluate(policy, [*TEST_SUITES, trained])
         result = {"trained": suites.pop(trained), "suites": suites}
         if training != BLIND:
@@ -216,6 +217,11 @@ def gates(policy: Path) -> dict[str, float]:
         rows = list(csv.DictReader(file))
     last = {name: value for row in rows for name, value in row.items() if name.startswith("gate_") and value}
     return {name.removeprefix("gate_"): round(float(value), 4) for name, value in last.items()}
+
+
+def suite_of(knob: str) -> str:
+    """The tabletop's suite for training."""
+    return f"{knob}-instruction{'s' * (knob == 'many')}"
 
 
 def folder_name(training: str) -> str:

@@ -1,10 +1,12 @@
 """Where things lie on the tabletop and what is asked for, drawn by a seed. Imports no simulator.
 
-A suite says which instructions a scene may be given. Two are for training, over the same layouts:
+A suite says which instructions a scene may be given. Three are for training, over the same layouts:
 
-    many-instructions   any that training may hear, in equal shares: only the words say which
-    one-instruction     a single one, which follows from what lies where (`implied_request`): words add nothing, and a
-                        policy that never reads them can do everything (paper B's case)
+    many-instructions       any that training may hear, in equal shares: only the words say which
+    mostly-one-instruction  the one that follows from what lies where (`implied_request`), and in a tenth of the scenes
+                            any: whoever does not read is right in nine of ten (paper B's case)
+    one-instruction         always the one that follows: words add nothing, and a policy that never reads them can do
+                            everything (the case in which nothing tells a policy to listen)
 
 The others are for testing. Their scenes always allow several instructions, drawn in equal shares; `blind_chance` says
 how often the best policy that does not read would be right.
@@ -31,13 +33,14 @@ from .tabletop_grammar import (
     wording,
 )
 
-TRAINING_SUITES = ("many-instructions", "one-instruction")
+TRAINING_SUITES = ("many-instructions", "mostly-one-instruction", "one-instruction")
 TEST_SUITES = ("seen", "unseen-object", "unseen-place", "unseen-both", "paraphrase", "chained")
 
 COLUMN = 0.15  # from one column of cells to the next, metres
 CELLS = tuple((x, y) for x in (-COLUMN, 0.0, COLUMN) for y in (0.54, 0.69))  # centres, metres
 JITTER = 0.015  # of a centre, metres, either way
 TABLES = 4  # textures of the table
+EXCEPTIONS = 0.1  # of the scenes of mostly-one-instruction: any request, which may be the implied one by chance
 CLUTTER_SHARE = 0.5  # of scenes with a grey stone that nobody asks for
 
 
@@ -75,11 +78,14 @@ class Episode:
 
 def draw_episode(suite: str, kind: str, random: np.random.Generator) -> Episode:
     """An episode of a suite whose (first) request is of `kind`."""
+    asked = suite
+    if suite == "mostly-one-instruction":
+        asked = "many-instructions" if random.random() < EXCEPTIONS else "one-instruction"
     while True:
-        layout = _draw_layout(suite, random)
-        possible = possible_requests(suite, layout)
+        layout = _draw_layout(asked, random)
+        possible = possible_requests(asked, layout)
         chosen = [request for request in possible if request.kind == kind]
-        if chosen and (len(possible) > 1 or suite == "one-instruction"):
+        if chosen and (len(possible) > 1 or asked == "one-instruction"):
             break
     requests = [chosen[random.integers(len(chosen))]]
     if suite == "chained":
@@ -106,9 +112,10 @@ def possible_requests(suite: str, layout: Layout) -> list[Request]:
 def implied_request(layout: Layout) -> Request | None:
     """What `one-instruction` asks for, a function of what lies where (our choice); None where training never asks so.
 
-    The thing farther to the left is meant, of two in one column the nearer one. Where the containers have two colours,
-    it goes into the one farther to the left, likewise; where both are white, to the left side, where both are black, to
-    the right. As easy to see as we could make it: a shortcut that is hard to find would tempt nobody.
+    `mostly-one-instruction` asks for it in nine scenes of ten. The thing farther to the left is meant, of two in one
+    column the nearer one. Where the containers have two colours, it goes into the one farther to the left, likewise;
+    where both are white, to the left side, where both are black, to the right. As easy to see as we could make it: a
+    shortcut that is hard to find would tempt nobody.
     """
     things, containers = layout.places[:2], layout.places[2:4]
     thing = layout.things[_foremost(things)]
@@ -143,7 +150,7 @@ def _foremost(places: Sequence[Placed]) -> int:
 
 
 def _draw_layout(suite: str, random: np.random.Generator) -> Layout:
-    """A scene of a suite; both training suites have the same ones, those with an implied request."""
+    """A scene of a suite; all training suites have the same ones, those with an implied request."""
     while True:
         layout = _draw_scene(suite in ("unseen-object", "unseen-both"), random)
         if suite not in TRAINING_SUITES or implied_request(layout) is not None:
