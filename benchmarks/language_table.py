@@ -35,7 +35,14 @@ def row(results: list[dict[str, Any]]) -> str:
     name = (
         f"{first['host']} | {first['training']}{mark} | {shown([result['trained'] for result in results])} | {silent}"
     )
-    return f"| {name} | {' | '.join(suites)} | {heard} | {minutes:.0f} |"
+    return f"| {name} | {' | '.join(suites)} | {heard} | {open_gates(results)} | {minutes:.0f} |"
+
+
+def open_gates(results: list[dict[str, Any]]) -> str:
+    """How far the gates of each kind are open, the mean of all layers and seeds."""
+    kinds = list(dict.fromkeys(kind for result in results for kind in result["gates"]))
+    means = {kind: [result["gates"][kind] for result in results if kind in result["gates"]] for kind in kinds}
+    return ", ".join(f"{kind} {sum(own) / len(own):.2f}" for kind, own in means.items()) or "-"
 
 
 def learned(results: list[dict[str, Any]]) -> bool:
@@ -69,8 +76,8 @@ def report(folder: Path, settings: Mapping[str, Any], results: Sequence[dict[str
         cells = [[r for r in of_knob if (r["host"], r["training"]) == key] for key in keys]
         lines += validity(knob, cells)
         print(f"\n{knob} instruction{'s' * (knob == 'many')} a training scene\n\n| host | training | as trained | "
-              f"without words | {' | '.join(TEST_SUITES)} | listens, x chance | core minutes |")  # fmt: skip
-        print(f"|---|---|---|---|{'---|' * len(TEST_SUITES)}--:|--:|")
+              f"without words | {' | '.join(TEST_SUITES)} | listens, x chance | gates | core minutes |")  # fmt: skip
+        print(f"|---|---|---|---|{'---|' * len(TEST_SUITES)}--:|---|--:|")
         print("\n".join(map(row, cells)))
         for host in dict.fromkeys(host for host, _ in keys):
             arms = {

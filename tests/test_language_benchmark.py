@@ -54,9 +54,12 @@ def test_a_scene_that_gives_its_answer_away_makes_the_table_invalid() -> None:
 
 def test_seeds_are_counted_together_and_the_report_says_everything(tmp_path: Path) -> None:
     table = importlib.import_module("language_table")
-    cells = [cell("one stage", 16, 10, seed=seed, without_words=[4, 20]) for seed in range(2)]
+    cells = [
+        cell("one stage", 16, 10, seed=seed, without_words=[4, 20], gates={"cross": 0.2 + 0.2 * seed, "attn": 1.0})
+        for seed in range(2)
+    ]
     table.report(tmp_path, {"trials": 10}, [*cells, cell("one stage", 16, 4, knob="one")])
-    assert "50% (35% to 65%)" in table.row(cells)
+    assert "50% (35% to 65%)" in table.row(cells) and "| cross 0.30, attn 1.00 |" in table.row(cells)
     report = json.loads((tmp_path / "report.json").read_text())
     assert len(report["cells"]) == 3 and report["trials"] == 10
     assert set(report["guess"]) == set(TEST_SUITES)
