@@ -57,7 +57,8 @@ class TrialBlock:
 class Episode:
     """One trial that is over: `steps` and `seconds` it took, and frames (T, h, w, 3) of it where they were wanted.
 
-    `commands` says what limits did to them, where the policy tells.
+    `commands` says what limits did to them, where the policy tells; `outcome` what was done, where the environment's
+    infos do (a text of its own, besides success).
     """
 
     task: str
@@ -68,6 +69,7 @@ class Episode:
     film: NDArray[np.uint8] | None = None
     strip: NDArray[np.uint8] | None = None
     commands: CommandCounts | None = None
+    outcome: str | None = None
 
 
 @dataclass
@@ -255,7 +257,9 @@ def _run_episode(policy: Policy, environment: Any, block: TrialBlock, trial: int
             strip = np.stack([frames[i] for i in chosen])
     counted = getattr(policy, "command_counts", None)
     commands = None if counted is None else counted(session)
-    return Episode(block.task, trial, success, step, time.perf_counter() - started, film, strip, commands)
+    seconds, outcome = time.perf_counter() - started, info.get("outcome")
+    told = None if outcome is None else str(outcome)
+    return Episode(block.task, trial, success, step, seconds, film, strip, commands, told)
 
 
 def _steps_shown(environment: Any, block: TrialBlock, trial: int) -> Callable[[int], bool]:

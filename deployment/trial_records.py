@@ -39,7 +39,7 @@ ROBOT_SETTINGS = ("robot", "embodiment", "action_limits")  # those that robots o
 class TrialRecord:
     """A finished trial: `steps` and `seconds` that it took, its film and its strip, paths from the records' folder.
 
-    `commands` are the `CommandCounts` where the policy told them.
+    `commands` are the `CommandCounts` where the policy told them, `outcome` is what was done where the environment did.
     """
 
     task: str
@@ -51,10 +51,11 @@ class TrialRecord:
     strip: str | None = None
     robot: str = ""
     commands: dict[str, int] | None = None
+    outcome: str | None = None
 
     def __post_init__(self) -> None:
         whole = (type(self.trial), type(self.steps)) == (int, int) and self.trial >= 0  # True is no number of a trial
-        texts = isinstance(self.task, str) and isinstance(self.robot, str)
+        texts = isinstance(self.task, str) and isinstance(self.robot, str) and isinstance(self.outcome, str | None)
         files = all(file is None or isinstance(file, str) for file in (self.film, self.strip))
         measured = isinstance(self.success, bool) and isinstance(self.seconds, (int, float))
         counted = self.commands is None or isinstance(self.commands, dict)
@@ -136,9 +137,8 @@ class TrialRecords:
             strip = self._from_here(file)
         seconds = round(episode.seconds, 3)
         commands = None if episode.commands is None else asdict(episode.commands)
-        record = TrialRecord(
-            episode.task, episode.trial, episode.success, episode.steps, seconds, film, strip, robot, commands
-        )
+        told = (film, strip, robot, commands, episode.outcome)
+        record = TrialRecord(episode.task, episode.trial, episode.success, episode.steps, seconds, *told)
         if robot not in self._told:
             self._append({"settings": self._settings[robot]})
             self._told.add(robot)

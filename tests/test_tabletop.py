@@ -226,6 +226,15 @@ def drive(environment: TabletopEnv, seed: int, steps: int = 120, noise: float = 
     return np.stack(states), info["success"]
 
 
+def drive_on(environment: TabletopEnv) -> tuple[int, bool]:
+    """The expert, from where the episode is: its steps, and whether it succeeded."""
+    for step in range(environment.max_episode_steps):
+        info = environment.step(environment.expert_action())[4]
+        if info["success"]:
+            return step + 1, True
+    return environment.max_episode_steps, False
+
+
 @needs_simulator
 @pytest.mark.parametrize("task", ["many-instructions/put", "unseen-both/move", "chained/move"])
 def test_the_expert_does_what_it_is_told_with_noise_too(task: str) -> None:
@@ -248,7 +257,24 @@ def test_success_is_where_the_asked_thing_lies_and_doing_something_else_is_none(
         while not table.step(table.expert_action())[4]["success"]:
             pass
         table.episode = own
-        assert table.step(np.zeros(4))[4]["success"] is False
+        *_, terminated, _, info = table.step(np.zeros(4))
+        assert (info["success"], terminated) == (False, True)  # what is done first counts
+        assert info["outcome"] == ("implied" if other == implied_request(layout) else "another")
+
+
+@needs_simulator
+def test_what_was_done_is_told_and_two_requests_may_be_done_in_either_order() -> None:
+    environment = TabletopEnv("chained/put", render=False)
+    _, info = environment.reset(seed=0)
+    assert environment.episode is not None and info["outcome"] == "nothing"
+    own = environment.episode
+    environment.episode = replace(own, requests=own.requests[::-1])
+    _, success = drive_on(environment)
+    assert success
+    environment.episode = own
+    *_, terminated, _, info = environment.step(np.zeros(4))
+    assert (info["outcome"], terminated) == ("asked", False)
+    environment.close()
 
 
 @needs_simulator
@@ -282,7 +308,7 @@ def test_the_state_is_the_hand_and_the_vacuum_and_nothing_else(table: TabletopEn
     assert starts.dtype == np.float32 and np.ptp(starts, axis=0).max() < 1e-6
     observation, _, terminated, _, info = table.step([0.3, 0.6, 0.24, 1])
     assert observation["state"][0] > starts[0, 0] + 0.002 and observation["state"][3] == 0.5
-    assert terminated is False and set(info) == {"success", "instructions"}
+    assert terminated is False and set(info) == {"success", "outcome", "instructions"}
     states, _ = drive(table, seed=0)
     assert set(np.unique(states[:, 3])) >= {0.0, 1.0}
 

@@ -18,7 +18,7 @@ from ...configuration.embodiment_registry import load_embodiment
 from .live_cameras import LiveCameras
 from .offscreen_rendering import OffscreenRenderer
 from .tabletop_expert import expert_action
-from .tabletop_layouts import Episode, draw_episode, possible_requests
+from .tabletop_layouts import Episode, all_requests, draw_episode, implied_request, possible_requests
 from .tabletop_model import CAMERA, TIMESTEP
 from .tabletop_scene import HIGHEST, LOWEST, STEPS, TabletopScene
 
@@ -39,6 +39,8 @@ def tabletop_embodiment() -> Embodiment:
 
 class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     """Episodes of one suite and kind of instruction; see `tabletop_layouts` for what the suites are.
+
+    What is done first counts: whoever does something else than what was asked for has failed, and the episode ends.
 
     Observations are `{"state": (4,) float32, "images": Mapping camera -> (image_size, image_size, 3) uint8}`. The seed
     of `reset` decides the scene, its light, where exactly the camera stands, and what is asked for: `instruction` is
@@ -110,7 +112,9 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Starts an episode. Returns `(observation, info)`.
 
-        Besides `success`, infos say how many instructions this scene might have been given (`instructions`).
+        Besides `success`, infos say how many instructions this scene might have been given (`instructions`) and what
+        was done (`outcome`): what was `asked`; what the layout would have `implied` as an only instruction
+        (`implied_request`); `another` thing; or `nothing` that can be asked for (so far).
         """
         super().reset(seed=seed)
         self.episode = draw_episode(self.suite, self.kind, self.np_random)
@@ -122,8 +126,9 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     def step(self, action: ArrayLike) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Executes `action` (4,), brought into the action space, for 1/20 s.
 
-        Returns the usual five: the reward is 1 while what was asked for is done, and 0 before; `terminated` is never
-        true. Raises ValueError on another shape or a value that is not finite, RuntimeError before the first `reset`.
+        Returns the usual five: the reward is 1 while what was asked for is done, and 0 before; `terminated` is true
+        where something else was done. Raises ValueError on another shape or a value that is not finite, RuntimeError
+        before the first `reset`.
         """
         values = np.asarray(action, dtype=np.float32)
         if values.shape != (4,) or not np.isfinite(values).all():
@@ -133,7 +138,8 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self._scene.advance(values[:3], bool(values[3] > 0))
         self._steps += 1
         info = self._info()
-        return self._observation(), float(info["success"]), False, self._steps >= self.max_episode_steps, info
+        other, late = info["outcome"] in ("implied", "another"), self._steps >= self.max_episode_steps
+        return self._observation(), float(info["success"]), other, late, info
 
     def expert_action(self) -> NDArray[np.float32]:
         """What the scripted expert, which sees where everything is, does now: (4,), without noise."""
@@ -157,9 +163,18 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
 
     def _info(self) -> dict[str, Any]:
         assert self.episode is not None
-        layout = self.episode.layout
+        layout, asked = self.episode.layout, self.episode.requests
+        done = [request for request in all_requests(layout) if self._scene.fulfilled(request)]
+        right = {request.thing for request in asked if request in done}  # in a container by the side's line: both
+        wrong = [request for request in done if request not in asked and request.thing not in right]
+        outcome = "nothing"
+        if len(right) == len(asked):
+            outcome = "asked"
+        elif wrong:
+            outcome = "implied" if implied_request(layout) in wrong else "another"
         return {
-            "success": all(self._scene.fulfilled(request) for request in self.episode.requests),
+            "success": outcome == "asked",
+            "outcome": outcome,
             "instructions": len(possible_requests(self.suite, layout)),
         }
 

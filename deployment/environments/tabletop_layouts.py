@@ -103,10 +103,14 @@ def possible_requests(suite: str, layout: Layout) -> list[Request]:
     """What a scene may be asked for in a suite, of all kinds."""
     if suite == "one-instruction":
         return [request] if (request := implied_request(layout)) is not None else []
-    places: list[Container | str] = [*layout.containers, *SIDES]
-    requests = [Request(thing, place) for thing in layout.things for place in places]
     thing_seen, place_seen = suite not in ("unseen-object", "unseen-both"), suite not in ("unseen-place", "unseen-both")
-    return [r for r in requests if r.thing.seen == thing_seen and r.place_seen == place_seen]
+    return [r for r in all_requests(layout) if r.thing.seen == thing_seen and r.place_seen == place_seen]
+
+
+def all_requests(layout: Layout) -> list[Request]:
+    """What can be done in a scene, whether any suite asks for it or not: two things, four places."""
+    places: list[Container | str] = [*layout.containers, *SIDES]
+    return [Request(thing, place) for thing in layout.things for place in places]
 
 
 def implied_request(layout: Layout) -> Request | None:
@@ -191,6 +195,7 @@ __all__ = [
     "Episode",
     "Layout",
     "Placed",
+    "all_requests",
     "blind_chance",
     "draw_episode",
     "implied_request",
