@@ -25,11 +25,14 @@ def write_report(
     `threads`: how many the benchmark kept to; `packages`: whose versions matter besides torch's and its neighbours'.
     """
     used = "" if threads is None else f", {threads} used"
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores{used}"
-    report = {**result, "machine": machine, "versions": installed_versions((*VERSIONED, *packages))}
+    report = {**result, "machine": f"{machine()}{used}", "versions": installed_versions((*VERSIONED, *packages))}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def machine() -> str:
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
 
 
 def made_with(report: Mapping[str, Any]) -> str:

@@ -21,6 +21,11 @@ def benchmarks_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
+def outcomes(asked: int, otherwise: str = "nothing") -> list[str]:
+    """Of 20 trials."""
+    return ["asked"] * asked + [otherwise] * (20 - asked)
+
+
 def cell(training: str, trained: int, successes: int, knob: str = "many", **others: Any) -> dict[str, Any]:
     """A cell of 20 trials a suite."""
     return {
@@ -28,8 +33,8 @@ def cell(training: str, trained: int, successes: int, knob: str = "many", **othe
         "training": training,
         "knob": knob,
         "seed": 0,
-        "trained": [trained, 20],
-        "suites": {suite: [successes, 20] for suite in TEST_SUITES},
+        "trained": outcomes(trained),
+        "suites": {suite: outcomes(successes) for suite in TEST_SUITES},
         "core_minutes": 3.0,
         "gates": {},
         **others,
@@ -48,21 +53,55 @@ def test_a_row_that_did_not_learn_is_marked_and_so_is_the_table() -> None:
 
 def test_a_scene_that_gives_its_answer_away_makes_the_table_invalid() -> None:
     table = importlib.import_module("language_table")
-    lines = table.validity("one", [[cell("one stage", 20, 3)], [cell(table.BLIND, 20, 16)]])
+    lines = table.validity("one", [[cell("one stage", 20, 3)], [cell(table.BLIND, 20, 8)]])
     assert sum("INVALID: the scene gives the answer away" in line for line in lines) == 4
+    assert any("shortcut: blind does 100%" in line and line.endswith("valid") for line in lines)
+
+
+def test_a_shortcut_that_nobody_learns_makes_the_table_invalid() -> None:
+    table = importlib.import_module("language_table")
+
+    def verdict(knob: str, trained: int) -> str:
+        return next(line for line in table.validity(knob, [[cell(table.BLIND, trained, 2)]]) if "shortcut" in line)
+
+    assert "INVALID: the shortcut is hard to learn" in verdict("one", 13) and "INVALID" not in verdict("one", 14)
+    assert "92% at best: valid" in verdict("mostly-one", 13) and "INVALID" in verdict("mostly-one", 12)
+    assert not any("shortcut" in line for line in table.validity("many", [[cell(table.BLIND, 2, 2)]]))
+
+
+def test_the_claim_is_a_difference_over_the_same_starts() -> None:
+    table = importlib.import_module("language_table")
+    arms = [cell("two stages", 16, 15), cell("control", 16, 5)]
+    line = table.claims("many", arms)
+    assert line == ["many: two stages minus control on seen and unseen-object, all: +50 points (+35 to +65)"]
+    same = [cell("two stages", 16, 5, host=host, seed=seed) for host in ("cross", "gated") for seed in (1, 2)]
+    same += [{**own, "training": "control"} for own in same]
+    lines = table.claims("one", same)
+    assert [line.partition("object, ")[2].partition(":")[0] for line in lines] == [
+        *("all", "cross", "gated", "seed 1", "seed 2")
+    ]
+    assert all(line.endswith("+0 points (+0 to +0)") for line in lines)
+    assert table.claims("one", arms[:1]) == []
+
+
+def test_a_row_says_what_was_done_instead_and_which_gates_are_open() -> None:
+    table = importlib.import_module("language_table")
+    done = ["asked"] * 10 + ["implied"] * 6 + ["another"] * 3 + ["nothing"]
+    gates = {"layers.0.cross_gate": 0.6, "layers.1.cross_gate": 0.1, "layers.2.cross_gate": 0.4}
+    listening = {f"language_sensitivity/swap{end}": value for end, value in (("", 2.0), ("_low", 1.2), ("_high", 3.5))}
+    known = {"suites": dict.fromkeys(TEST_SUITES, done), "gates": gates, "listening": listening}
+    two, one = (table.row([cell(training, 16, 0, **known)]) for training in ("two stages", "one stage"))
+    assert "| 30% / 15% / 5% | 2.0 (1.2 to 3.5) | cross 0.50 / 0.10 | 3 |" in two
+    assert "| cross 0.37 | 3 |" in one
 
 
 def test_seeds_are_counted_together_and_the_report_says_everything(tmp_path: Path) -> None:
     table = importlib.import_module("language_table")
-    cells = [
-        cell("one stage", 16, 10, seed=seed, without_words=[4, 20], gates={"cross": 0.2 + 0.2 * seed, "attn": 1.0})
-        for seed in range(2)
-    ]
+    cells = [cell("one stage", 16, 10, seed=seed, without_words=outcomes(4)) for seed in range(2)]
     table.report(tmp_path, {"trials": 10}, [*cells, cell("one stage", 16, 4, knob="one")])
-    assert "50% (35% to 65%)" in table.row(cells) and "| cross 0.30, attn 1.00 |" in table.row(cells)
+    assert "50% (35% to 65%)" in table.row(cells)
     report = json.loads((tmp_path / "report.json").read_text())
     assert len(report["cells"]) == 3 and report["trials"] == 10
-    assert set(report["guess"]) == set(TEST_SUITES)
     assert {file.name for file in tmp_path.glob("*.png")} == {"cross-many.png", "cross-one.png"}
 
 
@@ -74,8 +113,8 @@ def test_results_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
         require(tmp_path / "runs", argparse.Namespace(**settings), names)
     with pytest.raises(SystemExit, match=r"--language-steps 2: .* was begun with 1"):
         require(tmp_path / "runs", argparse.Namespace(**{**settings, "language_steps": 2}), names)
-    with pytest.raises(SystemExit, match=r"^recipe \{'layers': 2\}: .* was begun with None"):  # by an older release
-        require(tmp_path / "runs", argparse.Namespace(**settings), names, recipe={"layers": 2})
+    with pytest.raises(SystemExit, match=r"^recipes abc: .* was begun with None"):  # by an older release
+        require(tmp_path / "runs", argparse.Namespace(**settings), names, recipes="abc")
 
 
 def test_every_training_starts_where_its_name_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,8 +139,9 @@ def test_every_training_starts_where_its_name_says(tmp_path: Path, monkeypatch: 
     assert steps == {
         "one stage": [("train", 40)],
         "one stage, longer": [("train", 70)],
-        "two stages": [("pretrain", 30), ("train", 40)],
-        "token insertion": [("train", 40)],  # the prior of two stages is there already
+        "control": [("pretrain", 30), ("train", 70)],  # the prior says what its layers are
+        "two stages": [("train", 40)],  # the prior is there already
+        "token insertion": [("train", 40)],
         "three rungs": [("pretrain", 10), ("pretrain", 20), ("train", 40)],
     }
     said.clear()
