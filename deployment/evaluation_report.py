@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,14 @@ def write_evaluation(results: Results, settings: Settings, records: TrialRecords
     first = next(iter(settings.values()))
     common = {"checkpoint": checkpoint, **{name: first[name] for name in first if name not in ROBOT_SETTINGS}}
     commands = _limited_commands(results, settings, records)
+    outcomes = {robot: _outcomes(result, robot, records) for robot, result in results.items()}
     robots = {
         robot: {
             **{name: own[name] for name in ROBOT_SETTINGS[1:] if name in own},
             **results[robot].counts(),
             "missing": _missing(results[robot]),
             **({"commands": commands[robot]} if robot in commands else {}),
+            **({"outcomes": outcomes[robot]} if outcomes[robot] else {}),
         }
         for robot, own in settings.items()
     }
@@ -53,6 +56,7 @@ def write_evaluation(results: Results, settings: Settings, records: TrialRecords
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, records.folder / REPORT_FILE)
     page = _page(results, records)
+    _show_outcomes(page, outcomes)
     if commands:
         show_commands(page, commands)
     page.section("Settings")
@@ -73,6 +77,31 @@ def _limited_commands(results: Results, settings: Settings, records: TrialRecord
     """`commands_of` each robot that has limits."""
     limited = [robot for robot, own in settings.items() if own.get("action_limits") is not None]
     return {robot: commands_of(results[robot], robot, records) for robot in limited}
+
+
+def _outcomes(result: EvaluationResult, robot: str, records: TrialRecords) -> dict[str, dict[str, int]]:
+    """By suite, or by task where there is none: how often the environment told of which outcome, if it told any."""
+    counted: dict[str, Counter[str]] = {}
+    for own, task, trial in sorted(records.finished):
+        record = records.finished[own, task, trial]
+        if own == robot and task in result.tasks and record.outcome is not None:
+            counted.setdefault(result.tasks[task].suite or task, Counter())[record.outcome] += 1
+    return {suite: dict(counts) for suite, counts in counted.items()}
+
+
+def _show_outcomes(page: Report, outcomes: Mapping[str, Mapping[str, Mapping[str, int]]]) -> None:
+    """What was done, where environments say so."""
+    kinds = sorted({kind for by_suite in outcomes.values() for own in by_suite.values() for kind in own})
+    if not kinds:
+        return
+    page.section("What was done")
+    arms = ["arm"] if len(outcomes) > 1 else []
+    rows = [
+        [suite, *([robot] if arms else []), *(own.get(kind, 0) for kind in kinds)]
+        for robot, by_suite in outcomes.items()
+        for suite, own in by_suite.items()
+    ]
+    page.table(["suite", *arms, *kinds], rows, "Trials by outcome, in the environment's own words.")
 
 
 def _by_robot(settings: Settings) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,8 @@ SETTINGS = {"weights": "abc", "environment": "metaworld", "seed": 0, "execute_st
 FRAMES = np.zeros((6, 8, 8, 3), np.uint8)
 
 
-def episode(trial: int, success: bool = False, task: str = "reach", **frames: np.ndarray) -> Episode:
-    return Episode(task, trial, success, 10, 0.5, **frames)
+def episode(trial: int, success: bool = False, task: str = "reach", **others: Any) -> Episode:
+    return Episode(task, trial, success, 10, 0.5, **others)
 
 
 def write(folder: Path, *trials: int) -> Path:
@@ -313,3 +314,27 @@ def test_a_report_over_two_arms_has_a_column_of_each_and_counts_both_together(tm
     assert page.count("<img") == 4 and "ur5e, trial 0, no success in 10 steps" in page
     assert told[:2] == ["panda: 2 / 4 (15–85 %)", "ur5e: 0 / 4 (0–49 %)"]
     assert told[2].startswith("2 of 8 episodes succeeded") and len(told) == 3
+
+
+def test_what_was_done_is_kept_and_counted_where_the_environment_tells(tmp_path):
+    told, settings = ["asked", "another", "another", None], {**SETTINGS, "robot": "arm"}
+    with TrialRecords(tmp_path, settings) as records:
+        for trial, outcome in enumerate(told):
+            records.add(episode(trial, outcome == "asked", outcome=outcome), "arm")
+    with TrialRecords(tmp_path, settings) as records:
+        assert [records.finished["arm", "reach", trial].outcome for trial in range(4)] == told
+        tasks = {"reach": TaskResult("reach", [True, False, False, False])}
+        page = write_evaluation({"arm": EvaluationResult(tasks, 1.0)}, {"arm": settings}, records)
+    assert json.loads((tmp_path / "report.json").read_text())["robots"]["arm"]["outcomes"] == {
+        "reach": {"asked": 1, "another": 2}
+    }
+    text = page.read_text(encoding="utf-8")
+    assert "What was done" in text and "Trials by outcome" in text
+    silent = tmp_path / "silent"
+    with TrialRecords(silent, settings) as records:
+        records.add(episode(0), "arm")
+        page = write_evaluation(
+            {"arm": EvaluationResult({"reach": TaskResult("reach", [False])}, 1.0)}, {"arm": settings}, records
+        )
+    assert "What was done" not in page.read_text(encoding="utf-8")
+    assert "outcomes" not in json.loads((silent / "report.json").read_text())["robots"]["arm"]
