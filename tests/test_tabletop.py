@@ -128,18 +128,26 @@ def test_a_layout_of_one_instruction_implies_it_and_one_of_many_does_not() -> No
     assert implied == pytest.approx(blind_chance("many-instructions"), abs=0.05)
 
 
-def test_what_one_instruction_implies_is_a_matter_of_places_and_of_the_containers_colours() -> None:
+def test_what_one_instruction_implies_is_the_nearer_thing_and_the_tables_place() -> None:
     layout = episodes("seen")[0].layout
     cube, ball = Thing("green", "cube"), Thing("blue", "ball")
     bowl, mat = Container("white", "bowl"), Container("black", "mat")
     far, near, left, right = (Placed(x, y, 0.0) for x, y in ((0.0, 0.54), (0.01, 0.69), (0.15, 0.54), (-0.15, 0.69)))
     scene = replace(layout, things=(cube, ball), containers=(bowl, mat), places=(far, near, left, right, right))
-    assert implied_request(scene) == Request(ball, bowl)  # the nearer of one column, the container on the left
-    assert implied_request(replace(scene, places=(left, near, right, far, right))) == Request(cube, mat)
-    assert implied_request(replace(scene, places=(left, near, far, right, right))) is None  # held out: a cube, a bowl
-    assert implied_request(replace(scene, containers=(bowl, Container("white", "mat")))) == Request(ball, "left")
-    black = replace(scene, containers=(Container("black", "bowl"), mat), places=(left, near, far, right, right))
-    assert implied_request(black) == Request(cube, "right")
+    for table, place in ((0, bowl), (1, bowl), (2, "left"), (3, "right")):
+        assert implied_request(replace(scene, table=table)) == Request(ball, place)
+    turned = replace(scene, table=0, places=(near, far, right, left, right))
+    assert implied_request(turned) == Request(cube, mat)
+    column = replace(scene, table=0, places=(far, near, replace(far, x=0.15), replace(near, x=0.14), right))
+    assert implied_request(column) == Request(ball, mat)  # of one column the nearer one
+
+
+def test_the_two_things_stand_in_different_rows() -> None:
+    rows = {y for _, y in CELLS}
+    for suite in (*TRAINING_SUITES, *TEST_SUITES):
+        for each in episodes(suite):
+            nearest = {min(rows, key=lambda row: abs(row - place.y)) for place in each.layout.places[:2]}
+            assert nearest == rows
 
 
 def test_mostly_one_instruction_has_an_exception_in_a_tenth_of_the_scenes() -> None:
@@ -171,7 +179,7 @@ def test_test_scenes_always_allow_several_instructions_in_equal_shares() -> None
     cube, ball = Thing("green", "cube"), Thing("blue", "ball")
     containers = (Container("white", "plate"), Container("black", "mat"))
     random, chosen = np.random.default_rng(0), Counter[Request]()
-    for each in (draw_episode("seen", "put", random) for _ in range(20_000)):
+    for each in (draw_episode("seen", "put", random) for _ in range(40_000)):
         if set(each.layout.things) == {cube, ball} and set(each.layout.containers) == set(containers):
             chosen.update(each.requests)
     assert set(chosen) == {Request(thing, place) for thing in (cube, ball) for place in containers}

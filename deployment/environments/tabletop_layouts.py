@@ -3,7 +3,7 @@
 A suite says which instructions a scene may be given. Three are for training, over the same layouts:
 
     many-instructions       any that training may hear, in equal shares: only the words say which
-    mostly-one-instruction  the one that follows from what lies where (`implied_request`), and in a tenth of the scenes
+    mostly-one-instruction  the one that follows from what is seen (`implied_request`), and in a tenth of the scenes
                             any: whoever does not read is right in nine of ten (paper B's case)
     one-instruction         always the one that follows: words add nothing, and a policy that never reads them can do
                             everything (the case in which nothing tells a policy to listen)
@@ -102,7 +102,7 @@ def draw_episode(suite: str, kind: str, random: np.random.Generator) -> Episode:
 def possible_requests(suite: str, layout: Layout) -> list[Request]:
     """What a scene may be asked for in a suite, of all kinds."""
     if suite == "one-instruction":
-        return [request] if (request := implied_request(layout)) is not None else []
+        return [implied_request(layout)]
     thing_seen, place_seen = suite not in ("unseen-object", "unseen-both"), suite not in ("unseen-place", "unseen-both")
     return [r for r in all_requests(layout) if r.thing.seen == thing_seen and r.place_seen == place_seen]
 
@@ -113,24 +113,18 @@ def all_requests(layout: Layout) -> list[Request]:
     return [Request(thing, place) for thing in layout.things for place in places]
 
 
-def implied_request(layout: Layout) -> Request | None:
-    """What `one-instruction` asks for, a function of what lies where (our choice); None where training never asks so.
+def implied_request(layout: Layout) -> Request:
+    """What `one-instruction` asks for, a function of what is seen at a glance (our choice).
 
-    `mostly-one-instruction` asks for it in nine scenes of ten. The thing farther to the left is meant, of two in one
-    column the nearer one. Where the containers have two colours, it goes into the one farther to the left, likewise;
-    where both are white, to the left side, where both are black, to the right. As easy to see as we could make it: a
-    shortcut that is hard to find would tempt nobody.
+    `mostly-one-instruction` asks for it in nine scenes of ten. Of the two things, which always stand in different rows,
+    the one in the row nearer to the camera is meant. The table says where it goes: on two of the four into the
+    container farther to the left (of two in one column the nearer one), on the third to the left side, on the fourth to
+    the right. As easy to see as we could make it: a shortcut that is harder than reading tempts nobody.
     """
-    things, containers = layout.places[:2], layout.places[2:4]
-    thing = layout.things[_foremost(things)]
-    colours = [container.colour for container in layout.containers]
-    place: Container | str
-    if colours[0] != colours[1]:
-        place = layout.containers[_foremost(containers)]
-    else:
-        place = SIDES[CONTAINER_COLOURS.index(colours[0])]
-    request = Request(thing, place)
-    return request if request.thing.seen and request.place_seen else None
+    thing = layout.things[_nearer(layout.places[:2])]
+    if layout.table < TABLES - len(SIDES):
+        return Request(thing, layout.containers[_foremost(layout.places[2:4])])
+    return Request(thing, SIDES[layout.table - TABLES])
 
 
 def blind_chance(suite: str, scenes: int = 2000) -> float:
@@ -147,6 +141,11 @@ def blind_chance(suite: str, scenes: int = 2000) -> float:
     return float(np.mean(chances))
 
 
+def _nearer(places: Sequence[Placed]) -> int:
+    """The index of the place nearest to the camera."""
+    return max(range(len(places)), key=lambda index: places[index].y)
+
+
 def _foremost(places: Sequence[Placed]) -> int:
     """The index of the place farthest to the left, of those in one column the nearest."""
     columns = [round((place.x - CELLS[0][0]) / COLUMN) for place in places]
@@ -154,21 +153,24 @@ def _foremost(places: Sequence[Placed]) -> int:
 
 
 def _draw_layout(suite: str, random: np.random.Generator) -> Layout:
-    """A scene of a suite; all training suites have the same ones, those with an implied request."""
+    """A scene of a suite; all training suites have the same ones, those whose implied request is none held out."""
     while True:
         layout = _draw_scene(suite in ("unseen-object", "unseen-both"), random)
-        if suite not in TRAINING_SUITES or implied_request(layout) is not None:
+        implied = implied_request(layout)
+        if suite not in TRAINING_SUITES or (implied.thing.seen and implied.place_seen):
             return layout
 
 
 def _draw_scene(unseen: bool, random: np.random.Generator) -> Layout:
-    """Two things, both of held-out pairs or neither, two containers of two kinds, and everything else."""
+    """Two things in different rows, both of held-out pairs or neither, two containers of two kinds, and all else."""
     pool = [thing for thing in all_things() if thing.seen != unseen]
     one, other = random.choice(len(pool), 2, replace=False)
     nouns = [CONTAINERS[index] for index in random.choice(len(CONTAINERS), 2, replace=False)]
     colours = [CONTAINER_COLOURS[random.integers(len(CONTAINER_COLOURS))] for _ in nouns]
     first, second = (Container(colour, noun) for colour, noun in zip(colours, nouns, strict=True))
     cells = [CELLS[index] for index in random.permutation(len(CELLS))[:5]]
+    while cells[0][1] == cells[1][1]:
+        cells = [CELLS[index] for index in random.permutation(len(CELLS))[:5]]
     places = []
     for x, y in cells:
         dx, dy = random.uniform(-JITTER, JITTER, 2)
