@@ -166,4 +166,8 @@ def test_a_finished_cell_is_kept_and_is_all_that_another_machine_needs(
     there = language.Group(options, "cross", "many", 0)
     assert there.measured("one stage") == first and measured == ["one stage"]
     there.measured("two stages")
+    options.trainings.append(language.BLIND)  # of the first host alone
+    assert language.Group(options, "gated", "many", 0).trainings == ["one stage", "two stages"]
+    assert not there.is_done()
+    there.measured(language.BLIND)
     assert there.is_done() and not language.Group(options, "cross", "one", 0).is_done()
