@@ -9,7 +9,7 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13)
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	if $$python -c '$(SUPPORTED)' 2>/dev/null; then echo $$python; break; fi; done)
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores : 8)))
-BENCHMARKS := $(filter-out quickstart% report_file,$(basename $(notdir $(wildcard benchmarks/*.py))))
+BENCHMARKS := $(filter-out quickstart%,$(basename $(notdir $(shell grep -l __main__ benchmarks/*.py))))
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -9,16 +9,15 @@ instruction. Times are those of a core at work (CPU time), which a busy machine 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import numpy as np
+from report_file import made_with, write_report
 
 from priorvla.deployment.environments import list_tasks, make_environment
 from priorvla.deployment.environments.tabletop_layouts import blind_chance
 from priorvla.hub_cards.intervals import wilson_interval
-from priorvla.hub_cards.versions import installed_versions
 
 PICTURES = 60
 
@@ -30,11 +29,11 @@ def expert(task: str, episodes: int, noise: float) -> tuple[int, float, float]:
     for seed in range(episodes):
         random = np.random.default_rng(seed)
         environment.reset(seed=seed)
-        started, success, truncated = time.process_time(), False, False
-        while not (success or truncated):
+        started, success, over = time.process_time(), False, False
+        while not (success or over):
             action = environment.expert_action() + random.normal(0, noise * environment.noise_scale * (seed % 2), 4)
-            _, _, _, truncated, info = environment.step(action)
-            success, steps = info["success"], steps + 1
+            _, _, terminated, truncated, info = environment.step(action)
+            success, over, steps = info["success"], terminated or truncated, steps + 1
         seconds += time.process_time() - started
         solved += success
     environment.close()
@@ -61,7 +60,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=100, help="of every task")
     parser.add_argument("--noise", type=float, default=0.15, help="in every second episode, as `collect` has it")
     parser.add_argument("--sizes", type=int, nargs="+", default=[84, 112, 128], help="sides of pictures in pixels")
-    parser.add_argument("--output", type=Path, help="a JSON file of the same numbers")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/tabletop"))
     options = parser.parse_args()
     tasks = {}
     print("| task | expert | 95 % interval | steps | ms a step | guess |\n|---|--:|---|--:|--:|--:|")
@@ -78,9 +77,7 @@ def main() -> None:
         )
     pictures = {size: picture_time(size) for size in options.sizes}
     print("; ".join(f"{size} px: {value:.1f} ms a picture" for size, value in pictures.items()))
-    if options.output:
-        content = {"tasks": tasks, "picture_ms": pictures, "versions": installed_versions()}
-        options.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print(made_with(write_report(options.output_dir, {"kind": "tabletop", "tasks": tasks, "picture_ms": pictures})))
 
 
 if __name__ == "__main__":
