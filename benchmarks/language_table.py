@@ -16,7 +16,7 @@ from priorvla.training.chunk_distances import bootstrap_mean
 
 BLIND = "blind"
 ENOUGH = 0.7  # of what a policy was trained for, to say that it was learned
-BY_CHANCE = 1 / 8  # two things, four places: of whoever does not know which requests a suite makes
+BY_CHANCE = 1 / 8  # two things, four places: where requests are made that training never makes
 BLIND_CAN = {"one": 1.0, "mostly-one": 1 - EXCEPTIONS * (1 - blind_chance("many-instructions"))}  # at best, by knob
 EVERY_OTHER_READS = ("control", "two stages", "three rungs")
 CLAIM = ("two stages", "control")  # the difference that the table is about
@@ -97,10 +97,13 @@ def validity(knob: str, cells: list[Results]) -> list[str]:
         counts, most = count([result["trained"] for result in blind]), BLIND_CAN[knob]
         verdict = "valid" if counts[0] >= ENOUGH * most * counts[1] else "INVALID: the shortcut is hard to learn"
         lines.append(f"shortcut: blind does {shown(counts)} as trained, {most:.0%} at best: {verdict}")
+    if not blind:
+        lines.append(f"shortcut and {BLIND}: not measured, so that nobody knows whether the table is valid")
     for suite in TEST_SUITES[:4] if blind else ():
         counts = count([result["suites"][suite] for result in blind])
-        verdict = "valid" if wilson_interval(*counts)[0] <= BY_CHANCE else "INVALID: the scene gives the answer away"
-        lines.append(f"blind on {suite}: {shown(counts)}, by chance {BY_CHANCE:.0%}: {verdict}")
+        guess = blind_chance(suite) if suite in CLAIM_SUITES else BY_CHANCE
+        verdict = "valid" if wilson_interval(*counts)[0] <= guess else "INVALID: the scene gives the answer away"
+        lines.append(f"blind on {suite}: {shown(counts)}, by chance {guess:.0%}: {verdict}")
     return [f"{knob}: {line}" for line in lines]
 
 

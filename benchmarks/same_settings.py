@@ -20,4 +20,7 @@ def require_same_settings(folder: Path, options: argparse.Namespace, names: Iter
         if began.get(name) != value:
             told = name if name in fixed else f"--{name.replace('_', '-')}"
             raise SystemExit(f"{told} {value}: {folder} was begun with {began.get(name)}, choose another folder")
-    file.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+    if not file.is_file():
+        new = file.with_suffix(".new")
+        new.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+        new.replace(file)

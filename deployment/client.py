@@ -33,6 +33,7 @@ except ImportError:  # said when a client is made
     decode = None  # type: ignore[assignment]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between attempts to connect, doubling
+WATCH = "priorvla-send-watch"  # a thread's name
 ATTEMPTS = 3  # to have one request answered, each on a connection of its own, all of them within its time
 MAX_REPLY = 64_000_000  # bytes
 LATER = (429, 502, 503)  # HTTP statuses of a server that may take us later
@@ -134,6 +135,7 @@ class PolicyClient:
 
     def close(self) -> None:
         """Ends the connection; the next request makes a new one."""
+        self._watch.stop()
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -202,40 +204,47 @@ class PolicyClient:
 class _SendWatch:
     """Hangs up at the deadline, which ends a `send` to a server that has stopped reading.
 
-    One thread sleeps from one deadline to the next and goes when it wakes while nothing is sent: a timer for every
-    request would cost a robot's control loop 0.2 ms. Deadlines must not come earlier than those before.
+    One thread sleeps from one deadline to the next and goes when it wakes while nothing is sent, or at `stop`: a timer
+    for every request would cost a robot's control loop 0.2 ms. Deadlines must not come earlier than those before.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sending: tuple[float, socket.socket] | None = None
-        self._awake = False
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
 
     @contextmanager
     def until(self, deadline: float, connected: socket.socket) -> Iterator[None]:
         with self._lock:
             self._sending = (deadline, connected)
-            if not self._awake:
-                threading.Thread(target=self._watch, args=(deadline,), daemon=True).start()
-                self._awake = True
+            if self._thread is None or not self._thread.is_alive():  # which it is not after a fork
+                self._stopped = threading.Event()
+                told = (deadline, self._stopped)
+                self._thread = threading.Thread(target=self._watch, args=told, name=WATCH, daemon=True)
+                self._thread.start()
         try:
             yield
         finally:
             with self._lock:
                 self._sending = None
 
-    def _watch(self, deadline: float) -> None:
-        while True:
-            time.sleep(max(0.0, deadline - time.monotonic()))
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped.set()
+            self._thread = None
+
+    def _watch(self, deadline: float, stopped: threading.Event) -> None:
+        while not stopped.wait(max(0.0, deadline - time.monotonic())):
             with self._lock:
-                if self._sending is None:
-                    self._awake = False
+                if stopped.is_set():
                     return
-                deadline, connected = self._sending
-                if deadline <= time.monotonic():
-                    _hang_up(connected)
-                    self._awake, self._sending = False, None
+                if self._sending is None or self._sending[0] <= time.monotonic():
+                    if self._sending is not None:
+                        _hang_up(self._sending[1])
+                    self._thread = None
                     return
+                deadline = self._sending[0]
 
 
 def _hang_up(connected: socket.socket) -> None:

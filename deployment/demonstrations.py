@@ -118,14 +118,17 @@ def _record_episode(
     noise: float,
     settings: DemonstrationSettings,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], dict[str, NDArray[np.uint8]], bool]:
-    """`(states, actions, images, solved)` up to `steps_after_success` steps after the first success, or to the end."""
+    """`(states, actions, images, solved)` up to `steps_after_success` steps after the first success, or to the end.
+
+    An episode that the environment ends before is not solved; what it says after the first success is no matter.
+    """
     observation, info = environment.reset(seed=start_seed)
     cameras = list(observation["images"]) if settings.images else []
     states, actions = [], []
     images: dict[str, list[NDArray[np.uint8]]] = {camera: [] for camera in cameras}
     steps_left: int | None = None
-    truncated = False
-    while not truncated and steps_left != 0:
+    over = False
+    while not over and steps_left != 0:
         action = environment.expert_action()
         states.append(observation["state"])
         actions.append(action)
@@ -133,7 +136,8 @@ def _record_episode(
             fresh = (len(states) - 1) % settings.image_every == 0
             images[camera].append(observation["images"][camera] if fresh else images[camera][-1])
         executed = action + generator.normal(0.0, noise * environment.noise_scale, action.shape).astype(np.float32)
-        observation, _, _, truncated, info = environment.step(executed)
+        observation, _, terminated, truncated, info = environment.step(executed)
+        over = truncated or (terminated and steps_left is None)
         if steps_left is not None:
             steps_left -= 1
         elif info["success"]:

@@ -258,7 +258,7 @@ def _run_episode(policy: Policy, environment: Any, block: TrialBlock, trial: int
     counted = getattr(policy, "command_counts", None)
     commands = None if counted is None else counted(session)
     seconds, outcome = time.perf_counter() - started, info.get("outcome")
-    told = None if outcome is None else str(outcome)
+    told = outcome if isinstance(outcome, str) else None
     return Episode(block.task, trial, success, step, seconds, film, strip, commands, told)
 
 

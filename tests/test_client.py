@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -323,28 +325,62 @@ def test_a_request_that_is_interrupted_takes_its_reply_along(other_server):
     signal.signal(signal.SIGUSR1, before)
 
 
-def test_a_server_that_stops_reading_is_a_timeout():
+@contextmanager
+def stops_reading_after(answers: int) -> Iterator[int]:
+    """The port of a server that answers so many requests on each of its connections, and then reads no more."""
     leave = threading.Event()
 
-    def greet(listening: socket.socket) -> None:
-        connected, _ = listening.accept()
-        with connected:
-            protocol = ServerProtocol()
+    def talk(connected: socket.socket) -> None:
+        protocol, asked = ServerProtocol(), 0
+        with connected, suppress(OSError):
             while not (events := protocol.events_received()):
                 protocol.receive_data(connected.recv(65536))
             protocol.send_response(protocol.accept(events[0]))
             protocol.send_binary(encode({"robot": "theirs"}))
             connected.sendall(b"".join(protocol.data_to_send()))
+            while asked < answers:
+                protocol.receive_data(connected.recv(65536))
+                for _ in protocol.events_received():
+                    asked += 1
+                    protocol.send_binary(encode({"actions": np.zeros((1, 1))}))
+                connected.sendall(b"".join(protocol.data_to_send()))
             leave.wait(20)
 
+    def accept(listening: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                connected, _ = listening.accept()
+                threading.Thread(target=talk, args=(connected,), daemon=True).start()
+
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=greet, args=(listening,))
-        thread.start()
-        client = PolicyClient(port=listening.getsockname()[1], timeout=0.5)
-        with pytest.raises(TimeoutError, match=r"did not reply within 0.5 s"):
-            client.infer({"image": np.zeros(50_000_000, np.uint8)})  # more than the buffers on the way hold
-        leave.set()
-        thread.join()
+        threading.Thread(target=accept, args=(listening,), daemon=True).start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            leave.set()
+
+
+def watches() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "priorvla-send-watch"]
+
+
+@pytest.mark.parametrize(("answers", "pause"), [(0, 0.0), (3, 0.0), (3, 1.0)])
+def test_a_server_that_stops_reading_is_a_timeout(answers: int, pause: float):
+    small, large = {"state": np.zeros(1)}, {"image": np.zeros(50_000_000, np.uint8)}  # more than buffers hold
+    for thread in watches():  # of other tests' clients, which were closed
+        thread.join(5)
+        assert not thread.is_alive()
+    with stops_reading_after(answers) as port, PolicyClient(port=port, timeout=0.5) as client:
+        for _ in range(2):  # the second time on a connection of its own
+            for _ in range(answers):
+                client.infer(small)
+                assert len(watches()) == 1  # one for all requests
+            time.sleep(pause)
+            assert len(watches()) == int(bool(answers) and not pause)  # it goes when nothing is sent
+            began = time.monotonic()
+            with pytest.raises(TimeoutError, match=r"did not reply within 0.5 s"):
+                client.infer(large)
+            assert time.monotonic() - began < 5
 
 
 def test_a_broker_tells_of_the_states_that_there_were_though_the_robot_fills_one_array(other_server):

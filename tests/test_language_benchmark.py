@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from priorvla.deployment.environments.tabletop_layouts import TEST_SUITES
 
@@ -49,11 +50,13 @@ def test_a_row_that_did_not_learn_is_marked_and_so_is_the_table() -> None:
     assert "1 of 2 rows" in table.validity("many", [[good], [bad], [blind]])[0]
     assert "INVALID" in table.validity("many", [[good], [bad], [blind]])[0]
     assert not any("INVALID" in line for line in table.validity("many", [[good], [blind]]))
+    assert not any("not measured" in line for line in table.validity("many", [[good], [blind]]))
 
 
 def test_a_scene_that_gives_its_answer_away_makes_the_table_invalid() -> None:
     table = importlib.import_module("language_table")
     lines = table.validity("one", [[cell("one stage", 20, 3)], [cell(table.BLIND, 20, 8)]])
+    assert "not measured" in table.validity("one", [[cell("one stage", 20, 3)]])[1]
     assert sum("INVALID: the scene gives the answer away" in line for line in lines) == 4
     assert any("shortcut: blind does 100%" in line and line.endswith("valid") for line in lines)
 
@@ -131,11 +134,28 @@ def test_every_training_starts_where_its_name_says(tmp_path: Path, monkeypatch: 
         output_dir=tmp_path, frame_stride=3, sight_steps=30, motion_steps=10, language_steps=40, listening=0
     )
     group = language.Group(options, "gated", "many", 0)
-    steps = {}
-    for training in language.TRAININGS:
+    steps, begun = {}, {}
+    for training in (*language.TRAININGS, language.BLIND):
         said.clear()
         group.policy(training)
         steps[training] = [(command[0], command[command.index("--max-steps") + 1]) for command in said]
+        kept = {own for own in said[-1] if own in ("--control", "--insertion", "token", "--fusion")}
+        prior = said[-1][said[-1].index("--prior") + 1].name if "--prior" in said[-1] else None
+        begun[training] = (prior, kept)
+    assert begun == {
+        "one stage": (None, {"--fusion"}),
+        "one stage, longer": (None, {"--fusion"}),
+        "control": ("sight", {"--control"}),
+        "two stages": ("sight", set()),
+        "token insertion": ("sight", {"--insertion", "token"}),
+        "three rungs": ("sight-of-motion", set()),
+        language.BLIND: (None, {"--fusion"}),
+    }
+    kinds = {
+        name: yaml.safe_load((group.folder / f"{name}.yaml").read_text())["model"]["expert"]["expert_layers"]
+        for name in ("one-stage", "blind", "sight")
+    }
+    assert kinds == {"one-stage": ["vision_language"] * 4, "blind": ["vision"] * 4, "sight": ["vision"] * 2}
     assert steps == {
         "one stage": [("train", 40)],
         "one stage, longer": [("train", 70)],
@@ -143,6 +163,7 @@ def test_every_training_starts_where_its_name_says(tmp_path: Path, monkeypatch: 
         "two stages": [("train", 40)],  # the prior is there already
         "token insertion": [("train", 40)],
         "three rungs": [("pretrain", 10), ("pretrain", 20), ("train", 40)],
+        language.BLIND: [("pretrain", 70)],
     }
     said.clear()
     group.policy("three rungs")

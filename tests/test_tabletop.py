@@ -16,6 +16,7 @@ import pytest
 
 from priorvla.cli import main
 from priorvla.deployment.collect import load_collection_summary
+from priorvla.deployment.demonstrations import DemonstrationSettings, record_demonstration
 from priorvla.deployment.environments.registry import expand_tasks, list_tasks
 from priorvla.deployment.environments.tabletop_grammar import (
     COLOURS,
@@ -38,6 +39,7 @@ from priorvla.deployment.environments.tabletop_layouts import (
     TRAINING_SUITES,
     Episode,
     Placed,
+    all_requests,
     blind_chance,
     draw_episode,
     implied_request,
@@ -164,6 +166,7 @@ def test_all_kinds_of_training_have_the_same_layouts() -> None:
         drawn = episodes(suite, 2000)
         counted = Counter(thing for each in drawn for thing in each.layout.things)
         counted.update(container.noun for each in drawn for container in each.layout.containers)
+        counted.update(each.layout.table for each in drawn)
         shares.append({key: count / len(drawn) for key, count in counted.items()})
     assert shares[0].keys() == shares[1].keys() == shares[2].keys()
     assert max(abs(shares[0][key] - other[key]) for key in shares[0] for other in shares) < 0.08
@@ -211,7 +214,10 @@ def test_a_suite_names_its_tasks() -> None:
 
 
 if find_spec("metaworld") is not None:
+    import mujoco
+
     from priorvla.deployment.environments.tabletop_env import TabletopEnv
+    from priorvla.deployment.environments.tabletop_expert import expert_action
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +282,14 @@ def test_what_was_done_is_told_and_two_requests_may_be_done_in_either_order() ->
     _, info = environment.reset(seed=0)
     assert environment.episode is not None and info["outcome"] == "nothing"
     own = environment.episode
+    first = own.requests[0]
+    elsewhere = next(r for r in all_requests(own.layout) if r.thing == first.thing and r not in own.requests)
+    environment.episode = replace(own, requests=(elsewhere,))
+    drive_on(environment)
+    environment.episode = own
+    *_, terminated, _, info = environment.step(np.zeros(4))
+    assert (info["success"], terminated) == (False, True)  # the first thing lies where it was not asked for
+    environment.reset(seed=0)
     environment.episode = replace(own, requests=own.requests[::-1])
     _, success = drive_on(environment)
     assert success
@@ -283,6 +297,29 @@ def test_what_was_done_is_told_and_two_requests_may_be_done_in_either_order() ->
     *_, terminated, _, info = environment.step(np.zeros(4))
     assert (info["outcome"], terminated) == ("asked", False)
     environment.close()
+
+
+@needs_simulator
+def test_what_lies_in_its_container_beyond_the_line_of_a_side_is_in_its_container(table: TabletopEnv) -> None:
+    for seed in range(200):
+        table.reset(seed=seed)
+        assert table.episode is not None
+        layout = table.episode.layout
+        at_the_side = max(range(2), key=lambda index: layout.places[2 + index].x)
+        if layout.places[2 + at_the_side].x > 0.14:
+            break
+    thing, container = layout.things[0], layout.containers[at_the_side]
+    asked, beside = Request(thing, container), Request(thing, "left")
+    scene = table._scene
+    joint, height = scene._joints[0], scene.place_of(thing)[2]
+    x, y = scene.goal_of(asked)
+    scene.data.qpos[joint : joint + 3] = (x + 0.062, y, height)
+    table.episode = Episode(layout, (asked,), "")
+    mujoco.mj_forward(scene.model, scene.data)
+    assert scene.fulfilled(asked) and scene.fulfilled(beside)
+    assert table._info()["outcome"] == "asked"
+    table.episode = Episode(layout, (Request(layout.things[1], "left"),), "")
+    assert table._info()["success"] is False
 
 
 @needs_simulator
@@ -372,6 +409,26 @@ def test_wild_actions_do_not_break_the_physics(table: TabletopEnv) -> None:
             observation, reward, _, truncated, _ = table.step(random.choice([-1.0, 1.0], 4))
             assert np.isfinite(observation["state"]).all() and reward in (0.0, 1.0)
     assert truncated
+
+
+@needs_simulator
+def test_an_episode_in_which_something_else_was_done_first_is_no_demonstration() -> None:
+    class Hasty(TabletopEnv):
+        """Its expert does something else first, and then what it was told."""
+
+        def expert_action(self):  # type: ignore[no-untyped-def]
+            assert self.episode is not None
+            asked = self.episode.requests[0]
+            first = next(r for r in all_requests(self.episode.layout) if r.thing != asked.thing)
+            return expert_action(self._scene, (first, asked))
+
+    environment = Hasty("seen/put", render=False)
+    settings = DemonstrationSettings(seed=0, noise=0.0, steps_after_success=None, attempts=3, images=False)
+    assert record_demonstration(environment, "seen/put", 0, settings) is None
+    environment.close()
+    environment = TabletopEnv("seen/put", render=False)
+    assert record_demonstration(environment, "seen/put", 0, settings) is not None
+    environment.close()
 
 
 @needs_simulator
