@@ -305,7 +305,7 @@ def main() -> None:
     )
     parser.add_argument("--sight-steps", type=int, default=2000, help="of rung 2; with motion, of both earlier rungs")
     parser.add_argument("--motion-steps", type=int, default=500, help="of rung 1, in three rungs")
-    parser.add_argument("--language-steps", type=int, default=2500, help="of rung 3")
+    parser.add_argument("--language-steps", type=int, default=3000, help="of rung 3")
     parser.add_argument("--trials", type=int, default=10, help="episodes of each kind in each suite")
     parser.add_argument("--listening", type=int, default=16, help="observations for language_sensitivity")
     parser.add_argument("--jobs", type=int, default=1, help="groups (host, knob, seed) side by side, a core each")
