@@ -16,6 +16,7 @@ from priorvla.cli import main
 from priorvla.configuration.backbone_reference import BACKBONE_KEYS
 from priorvla.modeling_priorvla.adapters import add_adapter, load_adapted, merge_adapter, save_adapter
 from priorvla.modeling_priorvla.backbone import describe_backbone, load_backbone, used_before
+from priorvla.modeling_priorvla.backbone_quantization import four_bit_map
 from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from priorvla.training.adapter_presets import lora_config
@@ -97,6 +98,23 @@ def test_features_are_near_those_of_the_whole_weights_and_the_same_every_time(ki
     codes = [module.weight for name, module in maps.items() if not small.is_unused(name)]
     assert codes and {getattr(code, "qdata", code).dtype for code in codes} == {CODES[kind]}
     assert small.dtype == whole.dtype and not any(parameter.requires_grad for parameter in small.parameters())
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(64, 128), (6, 4304), (64, 48), (5, 80)])
+def test_four_bits_are_near_the_whole_weights_whatever_the_shape(outputs, inputs):
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs the extra 'quantization'")
+    torch.manual_seed(0)
+    weight, seen = torch.randn(outputs, inputs), torch.randn(3, inputs, requires_grad=True)
+    small = four_bit_map()(inputs, outputs, bias=False, compute_dtype=weight.dtype, quant_type="nf4")
+    small.weight = bitsandbytes.nn.Params4bit(weight.clone(), requires_grad=False, quant_type="nf4")
+    small.bias = nn.Parameter(torch.randn(outputs))
+    small = small.to("cpu").eval()
+    identity = torch.eye(inputs)
+    assert moved(small(identity).detach() - small.bias.detach(), weight.T) < 0.11
+    first = small(seen)
+    assert torch.equal(first, small(seen))
+    small(seen).sum().backward()
+    torch.testing.assert_close(seen.grad[0], (small(identity) - small.bias).sum(1), atol=1e-4, rtol=1e-4)
 
 
 def test_the_hash_of_the_files_still_holds_and_cached_features_get_a_key_of_their_own(
