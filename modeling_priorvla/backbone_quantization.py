@@ -76,10 +76,13 @@ def four_bit_map() -> type[nn.Module]:
     On CPUs with AVX-512, bitsandbytes 0.50 reads weights wrongly whose rows are not whole blocks of 64 (SigLIP-So400m
     has such, of 4,304; their error was 18 % instead of 9). With bfloat16 instructions it repacks them at their first
     use, refuses those of other than multiples of 32 outputs, and computes in bfloat16. So there all rows are read as
-    one, which is right everywhere.
+    one, which is right everywhere. Raises ImportError without bitsandbytes.
     """
-    from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn import Linear4bit
+    try:
+        from bitsandbytes.functional import dequantize_4bit
+        from bitsandbytes.nn import Linear4bit
+    except ImportError as error:
+        raise _missing("bitsandbytes", "nf4") from error
 
     class FourBitMap(Linear4bit):  # type: ignore[misc, unused-ignore]
         def forward(self, x: Tensor) -> Tensor:
