@@ -224,22 +224,25 @@ class Group:
         return folder
 
     def _evaluate(self, policy: Path, suites: list[str], words: bool = True) -> dict[str, list[str]]:
-        """Suite -> what was done in each of its trials."""
-        folder = policy / ("evaluation" if words else "evaluation-without-words")
-        tasks = expand_tasks("tabletop", suites)
-        with TrialRecords(folder, {"seed": self.seed, "trials": self.options.trials, "words": words}) as records:
-            evaluate_policy(
-                partial(PriorVLAPolicy.from_pretrained, str(policy)),
-                tasks,
-                environment="tabletop",
-                trials=self.options.trials,
-                seed=1_000 + self.seed,
-                environment_options={"words": words},
-                records=records,
-            )
-        done = {(task, trial): str(record.outcome) for (_, task, trial), record in records.finished.items()}
-        trials = range(self.options.trials)
-        return {s: [done[t, n] for t in tasks if t.startswith(f"{s}/") for n in trials] for s in suites}
+        return done_by(policy, suites, self.options.trials, self.seed, words)
+
+
+def done_by(policy: Path, suites: list[str], trials: int, seed: int, words: bool = True) -> dict[str, list[str]]:
+    """Suite -> what a policy did in each of its trials; kept in its folder."""
+    folder = policy / ("evaluation" if words else "evaluation-without-words")
+    tasks = expand_tasks("tabletop", suites)
+    with TrialRecords(folder, {"seed": seed, "trials": trials, "words": words}) as records:
+        evaluate_policy(
+            partial(PriorVLAPolicy.from_pretrained, str(policy)),
+            tasks,
+            environment="tabletop",
+            trials=trials,
+            seed=1_000 + seed,
+            environment_options={"words": words},
+            records=records,
+        )
+    done = {(task, trial): str(record.outcome) for (_, task, trial), record in records.finished.items()}
+    return {s: [done[t, n] for t in tasks if t.startswith(f"{s}/") for n in range(trials)] for s in suites}
 
 
 def adapted(rung: str, model: dict[str, Any]) -> dict[str, Any]:
