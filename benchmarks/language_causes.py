@@ -17,7 +17,7 @@ Asked of one host, knob and seed whose trainings still lie in the table's folder
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -66,12 +66,14 @@ def encoded(model: PriorVLAModel, processor: PriorVLAProcessor, sentences: list[
 
 def words(model: PriorVLAModel, processor: PriorVLAProcessor) -> dict[str, dict[str, float]]:
     """Suite -> how often a linear map tells colour, shape, place, and all three."""
-    containers = [Container(colour, noun) for colour, noun in product(CONTAINER_COLOURS, CONTAINERS)]
-    requests = [Request(thing, place) for thing in all_things() for place in (*containers, *SIDES)]
+    places: list[Container | str] = [Container(*own) for own in product(CONTAINER_COLOURS, CONTAINERS)]
+    requests = [Request(thing, place) for thing in all_things() for place in (*places, *SIDES)]
     trained = [r for r in requests if r.thing.seen and r.place_seen]
     strange = [r for r in requests if (r.thing.colour, r.thing.shape) in UNSEEN_OBJECTS and r.place_seen]
 
-    def said(asked: list[Request], templates: dict[str, tuple[str, ...]]) -> tuple[Tensor, list[tuple[str, ...]]]:
+    def said(
+        asked: list[Request], templates: Mapping[str, tuple[str, ...]]
+    ) -> tuple[Tensor, list[tuple[str, str, str]]]:
         pairs = [(wording(r, template), r) for r in asked for template in templates[r.kind]]
         told = [(r.thing.colour, r.thing.shape, str(r.place)) for _, r in pairs]
         return encoded(model, processor, [sentence for sentence, _ in pairs]), told
