@@ -17,16 +17,16 @@ Asked of one host, knob and seed whose trainings still lie in the table's folder
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from language import HOSTS, KNOBS, command, done_by, folder_name, suite_of
+from language import HOSTS, KNOBS, PICTURE, command, done_by, folder_name, suite_of
 from report_file import made_with, write_report
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from priorvla.deployment.environments.tabletop_grammar import (
     CONTAINER_COLOURS,
@@ -44,13 +44,14 @@ from priorvla.modeling_priorvla.image_places import taken_in
 from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from priorvla.training.chunk_distances import bootstrap_mean
+from priorvla.training.data.observation_dataset import ObservationDataset
 from priorvla.training.data.observation_features import as_features
 from priorvla.training.observed_windows import observed_windows
 from priorvla.training.runs import load_sources
 
 BATCH = 64
 RIDGE = 1.0  # of the linear map, on features of variance 1
-ASKED = ("one stage", "control", "two stages")  # whose words' worth is told
+ASKED = ("one stage, longer", "two stages")  # whose words' worth is told
 
 
 def encoded(model: PriorVLAModel, processor: PriorVLAProcessor, sentences: list[str]) -> Tensor:
@@ -107,11 +108,11 @@ def with_one(x: Tensor) -> Tensor:
     return torch.cat([x, torch.ones(len(x), 1)], dim=1)
 
 
-def batches(windows: Dataset, count: int, seed: int) -> Iterable[dict[str, Any]]:
+def batches(windows: ObservationDataset, count: int, seed: int) -> Iterable[dict[str, Any]]:
     """Random windows, the same for everybody."""
     random = torch.Generator().manual_seed(seed)
     for _ in range(count):
-        yield windows.__getitems__(torch.randint(len(windows), (BATCH,), generator=random).tolist())  # type: ignore
+        yield windows.__getitems__(torch.randint(len(windows), (BATCH,), generator=random).tolist())
 
 
 def loss_of(model: PriorVLAModel, batch: dict[str, Any], seed: int) -> Tensor:
@@ -122,7 +123,7 @@ def loss_of(model: PriorVLAModel, batch: dict[str, Any], seed: int) -> Tensor:
     return loss
 
 
-def gradients(model: PriorVLAModel, windows: Dataset, count: int) -> dict[str, float]:
+def gradients(model: PriorVLAModel, windows: ObservationDataset, count: int) -> dict[str, float]:
     """Norms of the mean gradient of `count` batches, by kind of layer; gates and other weights apart."""
     model.train()
     model.zero_grad()
@@ -139,7 +140,7 @@ def gradients(model: PriorVLAModel, windows: Dataset, count: int) -> dict[str, f
     return {kind: square**0.5 for kind, square in sorted(squares.items())}
 
 
-def worth(model: PriorVLAModel, windows: Dataset, count: int) -> dict[str, Any]:
+def worth(model: PriorVLAModel, windows: ObservationDataset, count: int) -> dict[str, Any]:
     """The loss with a window's own words, and by how much it grows with those of the next window."""
     model.eval()
     own, more = [], []
@@ -162,7 +163,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("runs/language_causes"))
     parser.add_argument("--host", choices=HOSTS, default="cross")
     parser.add_argument("--knob", choices=KNOBS, default="one")
-    parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=4)
     parser.add_argument("--trials", type=int, default=10, help="episodes of each kind, for the vision-action prior")
     parser.add_argument("--episodes", type=int, default=100, help="fresh demonstrations of each kind")
     parser.add_argument("--batches", type=int, default=32, help=f"of {BATCH} windows")
@@ -172,10 +173,13 @@ def main() -> None:
     for needed in (shared / "demonstrations", folder / "sight", *(folder / folder_name(own) for own in ASKED)):
         if not needed.is_dir():
             raise SystemExit(f"{needed} is not there: run benchmarks/language.py on this machine first")
+    stride = json.loads((options.table / "settings.json").read_text(encoding="utf-8"))["frame_stride"]
 
-    def windows(model: PriorVLAModel, processor: PriorVLAProcessor, data: Path, cache: Path) -> Dataset:
+    def windows(model: PriorVLAModel, processor: PriorVLAProcessor, data: Path, cache: Path) -> ObservationDataset:
         sources, _ = load_sources([str(data)], frames=True)
-        return observed_windows(model, processor, sources, cache, max_cache_gb=10, stride=8)
+        observed = observed_windows(model, processor, sources, cache, max_cache_gb=10, stride=stride)
+        assert isinstance(observed, ObservationDataset)  # of a frozen encoder
+        return observed
 
     result: dict[str, Any] = {}
     final, processor = loaded(folder / "two-stages")
@@ -184,7 +188,9 @@ def main() -> None:
         print(f"words, {suite}: " + ", ".join(f"{part} {share:.0%}" for part, share in shares.items()))
 
     trained = suite_of(options.knob)
-    result["sight"] = done_by(folder / "sight", [trained, "seen"], options.trials, options.seed)
+    result["sight"] = {
+        suite: done_by(folder / "sight", [suite], options.trials, options.seed)[suite] for suite in (trained, "seen")
+    }
     for suite, outcomes in result["sight"].items():
         kinds = ", ".join(f"{kind} {outcomes.count(kind)}" for kind in ("asked", "implied", "another", "nothing"))
         print(f"sight, {suite}: {kinds} of {len(outcomes)}")
@@ -203,8 +209,9 @@ def main() -> None:
     for suite in dict.fromkeys((trained, suite_of("many"))):
         data = options.output_dir / f"{suite}-{options.seed}"
         if not data.is_dir():
-            command("collect", "--env", "tabletop", "--tasks", suite, "--episodes", options.episodes, "--seed",
-                    10_000 + options.seed, "--output-dir", data, "--image-every", 8)  # fmt: skip
+            command("collect", "--env", "tabletop", "--tasks", suite, "--episodes", options.episodes,
+                    "--seed", 10_000 + options.seed, "--output-dir", data, "--image-size", PICTURE,
+                    "--image-every", stride)  # fmt: skip
         for training in ASKED:
             model, processor = loaded(folder / folder_name(training))
             fresh = windows(model, processor, data, options.output_dir / "features")

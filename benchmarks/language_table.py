@@ -14,12 +14,12 @@ from priorvla.hub_cards.intervals import wilson_interval
 from priorvla.hub_cards.plots import success_by_task
 from priorvla.training.chunk_distances import bootstrap_mean
 
-BLIND = "blind"
+BLIND, ALL_READ = "blind", "all layers read"
 ENOUGH = 0.7  # of what a policy was trained for, to say that it was learned
 BY_CHANCE = 1 / 8  # two things, four places: where requests are made that training never makes
 BLIND_CAN = {"one": 1.0, "mostly-one": 1 - EXCEPTIONS * (1 - blind_chance("many-instructions"))}  # at best, by knob
-EVERY_OTHER_READS = ("control", "two stages", "three rungs")
-CLAIM = ("two stages", "control")  # the difference that the table is about
+EVERY_OTHER_READS = ("one stage", "one stage, longer", "two stages", "three rungs")
+CLAIM = ("two stages", "one stage, longer")  # the difference that the table is about
 CLAIM_SUITES = ("seen", "unseen-object")
 Results = list[dict[str, Any]]  # of one cell, a seed each
 

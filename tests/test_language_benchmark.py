@@ -74,11 +74,11 @@ def test_a_shortcut_that_nobody_learns_makes_the_table_invalid() -> None:
 
 def test_the_claim_is_a_difference_over_the_same_starts() -> None:
     table = importlib.import_module("language_table")
-    arms = [cell("two stages", 16, 15), cell("control", 16, 5)]
+    arms = [cell("two stages", 16, 15), cell("one stage, longer", 16, 5)]
     line = table.claims("many", arms)
-    assert line == ["many: two stages minus control on seen and unseen-object, all: +50 points (+35 to +65)"]
+    assert line == ["many: two stages minus one stage, longer on seen and unseen-object, all: +50 points (+35 to +65)"]
     same = [cell("two stages", 16, 5, host=host, seed=seed) for host in ("cross", "gated") for seed in (1, 2)]
-    same += [{**own, "training": "control"} for own in same]
+    same += [{**own, "training": "one stage, longer"} for own in same]
     lines = table.claims("one", same)
     assert [line.partition("object, ")[2].partition(":")[0] for line in lines] == [
         *("all", "cross", "gated", "seed 1", "seed 2")
@@ -93,7 +93,7 @@ def test_a_row_says_what_was_done_instead_and_which_gates_are_open() -> None:
     gates = {"layers.0.cross_gate": 0.6, "layers.1.cross_gate": 0.1, "layers.2.cross_gate": 0.4}
     listening = {f"language_sensitivity/swap{end}": value for end, value in (("", 2.0), ("_low", 1.2), ("_high", 3.5))}
     known = {"suites": dict.fromkeys(TEST_SUITES, done), "gates": gates, "listening": listening}
-    two, one = (table.row([cell(training, 16, 0, **known)]) for training in ("two stages", "one stage"))
+    two, one = (table.row([cell(training, 16, 0, **known)]) for training in ("two stages", table.ALL_READ))
     assert "| 30% / 15% / 5% | 2.0 (1.2 to 3.5) | cross 0.50 / 0.10 | 3 |" in two
     assert "| cross 0.37 | 3 |" in one
 
@@ -135,7 +135,7 @@ def test_every_training_starts_where_its_name_says(tmp_path: Path, monkeypatch: 
     )
     group = language.Group(options, "gated", "many", 0)
     steps, begun = {}, {}
-    for training in (*language.TRAININGS, language.BLIND):
+    for training in language.TRAININGS:
         said.clear()
         group.policy(training)
         steps[training] = [(command[0], command[command.index("--max-steps") + 1]) for command in said]
@@ -143,26 +143,26 @@ def test_every_training_starts_where_its_name_says(tmp_path: Path, monkeypatch: 
         prior = said[-1][said[-1].index("--prior") + 1].name if "--prior" in said[-1] else None
         begun[training] = (prior, kept)
     assert begun == {
-        "one stage": (None, {"--fusion"}),
-        "one stage, longer": (None, {"--fusion"}),
-        "control": ("sight", {"--control"}),
+        "one stage": ("sight", {"--control"}),
+        "one stage, longer": ("sight", {"--control"}),
         "two stages": ("sight", set()),
         "token insertion": ("sight", {"--insertion", "token"}),
         "three rungs": ("sight-of-motion", set()),
+        language.ALL_READ: (None, {"--fusion"}),
         language.BLIND: (None, {"--fusion"}),
     }
     kinds = {
         name: yaml.safe_load((group.folder / f"{name}.yaml").read_text())["model"]["expert"]["expert_layers"]
-        for name in ("one-stage", "blind", "sight")
+        for name in ("all-layers-read", "blind", "sight")
     }
-    assert kinds == {"one-stage": ["vision_language"] * 4, "blind": ["vision"] * 4, "sight": ["vision"] * 2}
+    assert kinds == {"all-layers-read": ["vision_language"] * 4, "blind": ["vision"] * 4, "sight": ["vision"] * 2}
     assert steps == {
-        "one stage": [("train", 40)],
+        "one stage": [("pretrain", 30), ("train", 40)],  # the prior says what its layers are
         "one stage, longer": [("train", 70)],
-        "control": [("pretrain", 30), ("train", 70)],  # the prior says what its layers are
         "two stages": [("train", 40)],  # the prior is there already
         "token insertion": [("train", 40)],
         "three rungs": [("pretrain", 10), ("pretrain", 20), ("train", 40)],
+        language.ALL_READ: [("train", 70)],
         language.BLIND: [("pretrain", 70)],
     }
     said.clear()
@@ -187,8 +187,8 @@ def test_a_finished_cell_is_kept_and_is_all_that_another_machine_needs(
     there = language.Group(options, "cross", "many", 0)
     assert there.measured("one stage") == first and measured == ["one stage"]
     there.measured("two stages")
-    options.trainings.append(language.BLIND)  # of the first host alone
+    options.trainings.append(language.BLIND)
     assert language.Group(options, "gated", "many", 0).trainings == ["one stage", "two stages"]
     assert not there.is_done()
-    there.measured(language.BLIND)
+    there.measured(language.BLIND)  # of the first host alone
     assert there.is_done() and not language.Group(options, "cross", "one", 0).is_done()
