@@ -44,25 +44,24 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from language_table import ALL_READ, BLIND, report, row
+from filelock import FileLock, Timeout
+from language_table import ALL_READ, BEGUN_BLIND, BLIND, BLIND_CAN, report, row
+from language_trials import PICTURE, done_by, listening
 from report_file import machine
 from same_settings import require_same_settings
 
 from priorvla.configuration.expert_layout import even_taps, inserted_layout
 from priorvla.configuration.recipe import load_recipe
-from priorvla.deployment.environments.registry import expand_tasks
 from priorvla.deployment.environments.tabletop_layouts import EXCEPTIONS, TEST_SUITES
-from priorvla.deployment.evaluation import evaluate_policy
-from priorvla.deployment.policy import PriorVLAPolicy
-from priorvla.deployment.trial_records import TrialRecords
 from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
 
 HOSTS, KNOBS = ("cross", "joint", "gated"), ("many", "mostly-one", "one")
@@ -71,11 +70,10 @@ OF_THE_FIRST_HOST = (ALL_READ, BLIND)
 SETTINGS = ("episodes", "frame_stride", "sight_steps", "motion_steps", "language_steps", "trials", "listening")
 LAYERS = 2  # of a prior; a policy with inserted layers has twice as many
 DEPTH = 8  # layers of the packaged vision encoder that a policy reads
-PICTURE = 112  # pixels a side; of 84, a policy learned less in as many minutes (docs/language.md)
 FLOW = {"time_distribution": "beta", "max_prefix_length": 4}
 CHUNK = {"chunk_size": 8}  # an episode has about 20 steps; four are executed before the next chunk
 LEARNING_RATE = 2e-3
-SCENES = 1  # raise it when what a scene is, asks for or counts has changed: cells of another number are refused
+SCENES = 2  # raise it when what a scene is, asks for or counts has changed: cells of another number are refused
 RECIPES = {"motion": "action_prior_small", "sight": "vision_action_prior_small", "policy": "vla_seeing_small"}
 
 
@@ -115,9 +113,12 @@ class Group:
         if training.startswith("one stage"):
             own = steps + sight if training.endswith("longer") else steps
             return self._train(training, own, "--prior", self.sight(), "--control")  # whose layers, not whose weights
-        prior = self.sight(self.motion() if training == "three rungs" else None)
         insertion = ("--insertion", "token") if training == "token insertion" else ()
-        return self._train(training, steps, "--prior", prior, *insertion)
+        return self._train(training, steps, "--prior", self.prior(training), *insertion)
+
+    def prior(self, training: str) -> Path:
+        """The vision-action prior that a training's rung 3 begins with."""
+        return self.sight(self.motion() if training == "three rungs" else None)
 
     def motion(self) -> Path:
         """An action prior of the same demonstrations, once for all hosts."""
@@ -141,6 +142,16 @@ class Group:
         """Everything that is seen and said, so that no training pays for it."""
         self._train("encoding", 1, fresh=True)
         self._sight("encoding of two layers", 1, even_taps(self.host, LAYERS, DEPTH))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Ends the program where another process, perhaps of a run that was killed, works on this group."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise SystemExit(f"another process works on {self.folder}: wait for it, or end it") from error
 
     def file(self, training: str) -> Path:
         """Where a cell's results are kept."""
@@ -179,8 +190,9 @@ class Group:
         }
         if training != BLIND:
             result["without_words"] = done_by(policy, [trained], trials, seed, words=False)[trained]
-            metrics = json.loads((policy / "metrics.json").read_text(encoding="utf-8"))
-            result["listening"] = {name: v for name, v in metrics.items() if name.startswith("language_sensitivity/")}
+            result["listening"] = listening(policy, self.options.listening, seed)
+        if training in BEGUN_BLIND and self.knob in BLIND_CAN:
+            result["prior"] = done_by(self.prior(training), [trained], trials, seed)[trained]
         known = {
             "gates": PriorVLAModel.from_pretrained(policy).gate_values(),
             "core_minutes": self._minutes(training),
@@ -202,7 +214,7 @@ class Group:
         if fresh:
             model = {**FLOW, "expert": self._layers("vision_language", self._all_taps())}
         return self._run("train", self.folder / folder_name(training), "policy", steps, model, *arguments,
-                         *self._seeing(arguments), "--listening", self.options.listening)  # fmt: skip
+                         *self._seeing(arguments), "--listening", 0)  # fmt: skip
 
     def _all_taps(self) -> list[int]:
         """Of a prior's layers and those that are inserted after them."""
@@ -230,29 +242,6 @@ class Group:
                 shutil.rmtree(checkpoint)
             (folder / "cost.json").write_text(json.dumps({"core_minutes": round(minutes, 2)}) + "\n", encoding="utf-8")
         return folder
-
-
-def done_by(policy: Path, suites: Sequence[str], trials: int, seed: int, *, words: bool = True) -> dict[str, list[str]]:
-    """Suite -> what a policy did in each of its trials; kept in its folder.
-
-    Suites of training have other starts than those of test: the same seeds would give nearly the same scenes.
-    """
-    test = set(suites) <= set(TEST_SUITES)
-    start = seed + (1_000 if test else 2_000)
-    name = "-".join(["evaluation", "of-test" if test else "as-trained", *([] if words else ["without-words"])])
-    tasks = expand_tasks("tabletop", list(suites))
-    with TrialRecords(policy / name, {"seed": start, "trials": trials, "words": words}) as records:
-        evaluate_policy(
-            partial(PriorVLAPolicy.from_pretrained, str(policy)),
-            tasks,
-            environment="tabletop",
-            trials=trials,
-            seed=start,
-            environment_options={"words": words, "image_size": PICTURE},
-            records=records,
-        )
-    done = {(task, trial): str(record.outcome) for (_, task, trial), record in records.finished.items()}
-    return {s: [done[t, n] for t in tasks if t.startswith(f"{s}/") for n in range(trials)] for s in suites}
 
 
 def adapted(rung: str, model: dict[str, Any]) -> dict[str, Any]:
@@ -303,7 +292,9 @@ def run_group(options: argparse.Namespace, group: Group) -> None:
             arguments, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
     if ended.returncode:
-        raise SystemExit(f"{host}, {knob}, seed {seed} failed: see {log}\n{log.read_text(encoding='utf-8')[-2000:]}")
+        error = f"{host}, {knob}, seed {seed} failed: see {log}\n{log.read_text(encoding='utf-8')[-2000:]}"
+        print(error, file=sys.stderr, flush=True)  # now; the other groups go on
+        raise SystemExit(1)
 
 
 def main() -> None:
@@ -321,7 +312,7 @@ def main() -> None:
     parser.add_argument("--motion-steps", type=int, default=500, help="of rung 1, in three rungs")
     parser.add_argument("--language-steps", type=int, default=2500, help="of rung 3")
     parser.add_argument("--trials", type=int, default=10, help="episodes of each kind in each suite")
-    parser.add_argument("--listening", type=int, default=16, help="observations for language_sensitivity")
+    parser.add_argument("--listening", type=int, default=32, help="scenes for language_sensitivity")
     parser.add_argument("--jobs", type=int, default=1, help="groups (host, knob, seed) side by side, a core each")
     parser.add_argument("--cells-only", action="store_true", help="no table and no report: another process makes them")
     options = parser.parse_args()
@@ -340,7 +331,8 @@ def main() -> None:
     results = []
     for group in groups:
         for training in group.trainings:
-            results.append(group.measured(training))
+            with group.alone():
+                results.append(group.measured(training))
             print(row(results[-1:]), flush=True)
     if not options.cells_only:
         report(options.output_dir, {name: getattr(options, name) for name in SETTINGS} | fixed(), results)

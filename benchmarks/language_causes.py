@@ -9,9 +9,12 @@ Asked of one host, knob and seed whose trainings still lie in the table's folder
                never makes, and in paraphrases.
     sight      Was rung 2 done? What the vision-action prior does in fresh scenes as it was trained in, and on `seen`.
     gradients  Do they reach the layers that read? Norms of the loss's gradient by kind of layer, gates apart, where
-               rung 3 begins and where it ends, on the windows that it is trained on.
-    worth      How much does the loss grow when windows of fresh demonstrations are given the words of others? Same
-               noise, a 95 % bootstrap interval over batches: in scenes as in training, and in `many-instructions`.
+               rung 3 begins and where it ends, on the windows that it is trained on. Behind a shut gate nothing but
+               the gate has one, by construction.
+    worth      How much does the loss grow when windows of fresh demonstrations are given the words of other scenes?
+               Same noise, a 95 % bootstrap interval over groups of episodes: in scenes as in training, and in
+               `many-instructions`. The other words may name what is not there: that they matter is not that the right
+               thing is done.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from language import HOSTS, KNOBS, PICTURE, command, done_by, folder_name, suite_of
+from language import HOSTS, KNOBS, command, folder_name, suite_of
+from language_trials import PICTURE, done_by
 from report_file import made_with, write_report
 from torch import Tensor
 
@@ -50,6 +54,7 @@ from priorvla.training.observed_windows import observed_windows
 from priorvla.training.runs import load_sources
 
 BATCH = 64
+EPISODES = 10  # in a group, of which the loss is one number
 RIDGE = 1.0  # of the linear map, on features of variance 1
 ASKED = ("one stage, longer", "two stages")  # whose words' worth is told
 
@@ -108,7 +113,7 @@ def with_one(x: Tensor) -> Tensor:
     return torch.cat([x, torch.ones(len(x), 1)], dim=1)
 
 
-def batches(windows: ObservationDataset, count: int, seed: int) -> Iterable[dict[str, Any]]:
+def random_batches(windows: ObservationDataset, count: int, seed: int) -> Iterable[dict[str, Any]]:
     """Random windows, the same for everybody."""
     random = torch.Generator().manual_seed(seed)
     for _ in range(count):
@@ -127,7 +132,7 @@ def gradients(model: PriorVLAModel, windows: ObservationDataset, count: int) -> 
     """Norms of the mean gradient of `count` batches, by kind of layer; gates and other weights apart."""
     model.train()
     model.zero_grad()
-    for number, batch in enumerate(batches(windows, count, seed=0)):
+    for number, batch in enumerate(random_batches(windows, count, seed=0)):
         (loss_of(model, batch, number) / count).backward()
     kinds = model.config.expert.expert_layers
     squares: dict[str, float] = {}
@@ -140,17 +145,24 @@ def gradients(model: PriorVLAModel, windows: ObservationDataset, count: int) -> 
     return {kind: square**0.5 for kind, square in sorted(squares.items())}
 
 
-def worth(model: PriorVLAModel, windows: ObservationDataset, count: int) -> dict[str, Any]:
-    """The loss with a window's own words, and by how much it grows with those of the next window."""
+def worth(model: PriorVLAModel, windows: ObservationDataset) -> dict[str, Any]:
+    """The loss with an episode's own words, and by how much it grows with those of an episode far away.
+
+    Every window once; the interval is over groups of episodes that follow each other, of which none is in two groups.
+    """
     model.eval()
+    trajectory, _ = windows.windows.frame_of(range(len(windows)))
+    groups = [(trajectory // EPISODES == group).nonzero().squeeze(-1) for group in (trajectory // EPISODES).unique()]
     own, more = [], []
     with torch.no_grad():
-        for number, batch in enumerate(batches(windows, count, seed=1)):
+        for number, group in enumerate(groups):
+            batch = windows.__getitems__(group.tolist())
             own.append(loss_of(model, batch, number).item())
-            others = {key: batch[key].roll(1, 0) for key in ("language_hidden_states", "language_mask")}
+            half = len(group) // 2
+            others = {key: batch[key].roll(half, 0) for key in ("language_hidden_states", "language_mask")}
             more.append(loss_of(model, {**batch, **others}, number).item() - own[-1])
-    grown = bootstrap_mean(more, [str(number) for number in range(count)], draws=2000)
-    return {"loss": sum(own) / count, "grows_by": grown.value, "interval": list(grown.interval)}
+    grown = bootstrap_mean(more, [str(number) for number in range(len(groups))], draws=2000)
+    return {"loss": sum(own) / len(own), "grows_by": grown.value, "interval": list(grown.interval)}
 
 
 def loaded(folder: Path) -> tuple[PriorVLAModel, PriorVLAProcessor]:
@@ -166,7 +178,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=4)
     parser.add_argument("--trials", type=int, default=10, help="episodes of each kind, for the vision-action prior")
     parser.add_argument("--episodes", type=int, default=100, help="fresh demonstrations of each kind")
-    parser.add_argument("--batches", type=int, default=32, help=f"of {BATCH} windows")
+    parser.add_argument("--batches", type=int, default=32, help=f"for gradients, of {BATCH} windows")
     options = parser.parse_args()
     shared = options.table / f"{options.knob}-seed-{options.seed}"
     folder = shared / options.host
@@ -207,7 +219,7 @@ def main() -> None:
 
     result["worth"] = {}
     for suite in dict.fromkeys((trained, suite_of("many"))):
-        data = options.output_dir / f"{suite}-{options.seed}"
+        data = options.output_dir / f"{suite}-{options.seed}-{options.episodes}"
         if not data.is_dir():
             command("collect", "--env", "tabletop", "--tasks", suite, "--episodes", options.episodes,
                     "--seed", 10_000 + options.seed, "--output-dir", data, "--image-size", PICTURE,
@@ -215,7 +227,7 @@ def main() -> None:
         for training in ASKED:
             model, processor = loaded(folder / folder_name(training))
             fresh = windows(model, processor, data, options.output_dir / "features")
-            told = worth(model, fresh, options.batches)
+            told = worth(model, fresh)
             result["worth"].setdefault(suite, {})[training] = told
             low, high = told["interval"]
             grown = f"{told['grows_by']:+.4f} ({low:+.4f} to {high:+.4f})"

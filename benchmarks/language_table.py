@@ -18,9 +18,11 @@ BLIND, ALL_READ = "blind", "all layers read"
 ENOUGH = 0.7  # of what a policy was trained for, to say that it was learned
 BY_CHANCE = 1 / 8  # two things, four places: where requests are made that training never makes
 BLIND_CAN = {"one": 1.0, "mostly-one": 1 - EXCEPTIONS * (1 - blind_chance("many-instructions"))}  # at best, by knob
-EVERY_OTHER_READS = ("one stage", "one stage, longer", "two stages", "three rungs")
+BEGUN_BLIND = ("two stages", "three rungs")  # with a vision-action prior whose layers stay as they are
+EVERY_OTHER_READS = ("one stage", "one stage, longer", *BEGUN_BLIND)
 CLAIM = ("two stages", "one stage, longer")  # the difference that the table is about
 CLAIM_SUITES = ("seen", "unseen-object")
+GATES = "gates, blind / reading (inserted ones begin at 0, all others at 1)"
 Results = list[dict[str, Any]]  # of one cell, a seed each
 
 
@@ -42,7 +44,7 @@ def row(results: Results) -> str:
     suites = [shown(count([result["suites"][suite] for result in results])) for suite in TEST_SUITES]
     silent = shown(count([result["without_words"] for result in results])) if "without_words" in first else "-"
     minutes = sum(result["core_minutes"] for result in results) / len(results)
-    mark = "" if first["training"] == BLIND or learned(results) else " **not learned**"
+    mark = "" if first["training"] == BLIND or all(map(learned, results)) else " **not learned**"
     trained = shown(count([result["trained"] for result in results]))
     cells = [first["host"], first["training"] + mark, trained, silent, *suites, instead(results), listens(results)]
     return f"| {' | '.join([*cells, open_gates(results), f'{minutes:.0f}'])} |"
@@ -78,58 +80,89 @@ def open_gates(results: Results) -> str:
     return ", ".join(f"{kind} {' / '.join(f'{mean:.2f}' for mean in means)}" for kind, means in told.items()) or "-"
 
 
-def learned(results: Results) -> bool:
-    """Whether the cell does at least 70 % of what it was trained for."""
-    successes, trials = count([result["trained"] for result in results])
-    return successes >= ENOUGH * trials
+def learned(result: Mapping[str, Any]) -> bool:
+    """Whether a policy does at least 70 % of what it was trained for."""
+    return enough(count([result["trained"]]))
+
+
+def enough(counts: tuple[int, int], most: float = 1.0) -> bool:
+    """At least 70 % of `most`."""
+    return counts[0] >= ENOUGH * most * counts[1]
 
 
 def validity(knob: str, cells: list[Results]) -> list[str]:
     """What must hold for a table to say something, and whether it does."""
-    policies = [results for results in cells if results[0]["training"] != BLIND]
-    done = sum(map(learned, policies))
-    lines = [
-        f"learned: {done} of {len(policies)} rows do at least {ENOUGH:.0%} in fresh scenes as they were trained in: "
-        f"{'valid' if done == len(policies) else 'INVALID where a row is marked'}"
-    ]
     blind = [result for results in cells for result in results if result["training"] == BLIND]
-    if blind and knob in BLIND_CAN:
-        counts, most = count([result["trained"] for result in blind]), BLIND_CAN[knob]
-        verdict = "valid" if counts[0] >= ENOUGH * most * counts[1] else "INVALID: the shortcut is hard to learn"
-        lines.append(f"shortcut: blind does {shown(counts)} as trained, {most:.0%} at best: {verdict}")
+    policies = [results for results in cells if results[0]["training"] != BLIND]
+    kinds = {"as trained": [all(map(learned, results)) for results in policies]}
+    if knob == "many":
+        kinds["on seen"] = [enough(count([r["suites"]["seen"] for r in results])) for results in policies]
+    lines = []
+    for where, done in kinds.items():
+        verdict = "valid" if all(done) else "INVALID for the others"
+        lines.append(f"learned: {sum(done)} of {len(done)} rows do at least {ENOUGH:.0%} {where}: {verdict}")
+    if knob in BLIND_CAN:
+        most = BLIND_CAN[knob]
+        needed = {f"shortcut: {BLIND}": [result["trained"] for result in blind]}
+        for results in cells:
+            for result in results:
+                if "prior" in result:
+                    needed.setdefault(f"rung 2, {result['host']}: priors", []).append(result["prior"])
+        for name, outcomes in needed.items():
+            if outcomes:
+                verdict = "valid" if enough(count(outcomes), most) else "INVALID: not learned"
+                lines.append(f"{name} do {shown(count(outcomes))} as trained, {most:.0%} at best: {verdict}")
     if not blind:
         lines.append(f"shortcut and {BLIND}: not measured, so that nobody knows whether the table is valid")
     for suite in TEST_SUITES[:4] if blind else ():
         counts = count([result["suites"][suite] for result in blind])
         guess = blind_chance(suite) if suite in CLAIM_SUITES else BY_CHANCE
         verdict = "valid" if wilson_interval(*counts)[0] <= guess else "INVALID: the scene gives the answer away"
-        lines.append(f"blind on {suite}: {shown(counts)}, by chance {guess:.0%}: {verdict}")
+        lines.append(f"{BLIND}, {blind[0]['host']}, on {suite}: {shown(counts)}, by chance {guess:.0%}: {verdict}")
     return [f"{knob}: {line}" for line in lines]
 
 
+def premise(knob: str, results: Results) -> list[str]:
+    """Whether there is what two stages are to cure: where a layout implies a request, does one stage do that one?"""
+    one = [result["suites"]["seen"] for result in results if result["training"] == CLAIM[1]]
+    if knob not in BLIND_CAN or not one:
+        return []
+    outcomes = Counter(outcome for own in one for outcome in own)
+    told = ", ".join(f"{kind} {outcomes[kind]}" for kind in ("asked", "implied", "another", "nothing"))
+    verdict = "follows the shortcut" if outcomes["implied"] > outcomes["asked"] else "does not follow the shortcut"
+    return [f"{knob}: premise: {CLAIM[1]}, on seen: {told} of {outcomes.total()}: {verdict}"]
+
+
 def claims(knob: str, results: Results) -> list[str]:
-    """What paper B claims, as a difference over the same starts: by host, by seed, and of all together."""
-    arms = {(r["training"], r["host"], r["seed"]): r["suites"] for r in results}
+    """What paper B claims, as a difference over the same starts: of all together, and beside it by host and by seed.
+
+    Of pairs that both learned: what a policy that did not says is nothing about language.
+    """
+    arms = {(r["training"], r["host"], r["seed"]): r for r in results}
     pairs = [(host, seed) for training, host, seed in arms if training == CLAIM[0] and (CLAIM[1], host, seed) in arms]
-    chosen = {"all": pairs}
+    good = [pair for pair in pairs if all(learned(arms[training, *pair]) for training in CLAIM)]
+    chosen = {f"all {len(good)} pairs" + f" that learned, of {len(pairs)}" * (len(good) < len(pairs)): good}
     for part, name in ((0, "{}"), (1, "seed {}")):
-        values = dict.fromkeys(pair[part] for pair in pairs)
+        values = dict.fromkeys(pair[part] for pair in good)
         if len(values) > 1:
-            chosen |= {name.format(value): [pair for pair in pairs if pair[part] == value] for value in values}
+            chosen |= {name.format(value): [pair for pair in good if pair[part] == value] for value in values}
     lines = []
-    for name, own in chosen.items():
+    for place, (name, own) in enumerate(chosen.items()):
         differences, starts = [], []
         for host, seed in own:
             for suite in CLAIM_SUITES:
-                both = zip(*(arms[training, host, seed][suite] for training in CLAIM), strict=True)
+                both = zip(*(arms[training, host, seed]["suites"][suite] for training in CLAIM), strict=True)
                 for trial, (one, other) in enumerate(both):
                     differences.append((one == "asked") - (other == "asked"))
                     starts.append(f"{seed}/{suite}/{trial}")
         if differences:
             mean = bootstrap_mean(differences, starts, draws=2000)
             low, high = (round(100 * end) for end in mean.interval)
+            kind = "claim" if place == 0 and knob in BLIND_CAN else "beside it"
             told = f"{100 * mean.value:+.0f} points ({low:+d} to {high:+d})"
-            lines.append(f"{knob}: {CLAIM[0]} minus {CLAIM[1]} on {' and '.join(CLAIM_SUITES)}, {name}: {told}")
+            lines.append(f"{knob}: {kind}: {CLAIM[0]} minus {CLAIM[1]} on {' and '.join(CLAIM_SUITES)}, {name}: {told}")
+        elif pairs and not place:
+            lines.append(f"{knob}: {CLAIM[0]} minus {CLAIM[1]}: none of {len(pairs)} pairs learned both")
     return lines
 
 
@@ -140,9 +173,9 @@ def report(folder: Path, settings: Mapping[str, Any], results: Sequence[dict[str
         of_knob = [result for result in results if result["knob"] == knob]
         keys = list(dict.fromkeys((result["host"], result["training"]) for result in of_knob))
         cells = [[r for r in of_knob if (r["host"], r["training"]) == key] for key in keys]
-        lines += [*validity(knob, cells), *claims(knob, of_knob)]
+        lines += [*validity(knob, cells), *premise(knob, of_knob), *claims(knob, of_knob)]
         heads = ["host", "training", "as trained", "without words", *TEST_SUITES, "`seen`: implied / another / nothing"]
-        heads += ["listens, x chance", "gates, blind / reading", "core minutes"]
+        heads += ["listens, x chance", GATES, "core minutes"]
         print(f"\n{knob} instruction{'s' * (knob == 'many')} a training scene\n\n| {' | '.join(heads)} |")
         print("|" + "---|" * len(heads))
         print("\n".join(map(row, cells)))

@@ -66,17 +66,18 @@ def model_and_windows(
 
 
 def test_words_are_worth_nothing_where_no_gate_is_open(
-    causes: Any, model_and_windows: tuple[PriorVLAModel, ObservationDataset]
+    causes: Any, model_and_windows: tuple[PriorVLAModel, ObservationDataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, windows = model_and_windows
-    opened = causes.worth(model, windows, 3)
-    assert opened["grows_by"] != 0 and opened["interval"][0] <= opened["grows_by"] <= opened["interval"][1]
-    assert causes.worth(model, windows, 3) == opened  # the same windows and noise for everybody
+    monkeypatch.setattr(causes, "EPISODES", 2)
+    opened = causes.worth(model, windows)
+    assert abs(opened["grows_by"]) > 1e-4
+    assert causes.worth(model, windows) == opened  # the same windows and noise for everybody
     with torch.no_grad():
         for name, parameter in model.expert.named_parameters():
             if "cross_gate" in name:
                 parameter.zero_()
-    assert causes.worth(model, windows, 3)["grows_by"] == 0
+    assert causes.worth(model, windows)["grows_by"] == 0
 
 
 def test_gradients_are_told_by_kind_of_layer(

@@ -87,6 +87,12 @@ def test_what_chance_explains_is_not_called_listening():
     assert "No, not measurably" in language_sensitivity(noisy, scenes()).describe()
 
 
+def test_a_swap_is_to_what_the_scene_allows_where_that_is_known():
+    policy = Shifting({OPEN: 0.0, CLOSE: 2.0, "take the cup": 6.0})
+    known = [{**scene, "alternatives": ["take the cup"]} for scene in scenes(instructions=(OPEN,))]
+    assert language_sensitivity(policy, known).swap.times == pytest.approx(np.sqrt(1 + 6**2 / 2), rel=0.03)
+
+
 def test_one_instruction_leaves_nothing_to_swap_and_says_so():
     heard = language_sensitivity(Shifting({OPEN: 5.0}), scenes(instructions=(OPEN,)))
     assert heard.swap is None and heard.empty.times > 2

@@ -155,10 +155,12 @@ def distances(a: Floats, b: Floats) -> Floats:
 def _drawn_weights(groups: NDArray[Any], draws: int, random: np.random.Generator) -> Floats:
     """How often each row stands in each of `draws` (draws, N), when whole groups are drawn with replacement.
 
-    A draw of one group only says nothing about pairs, so it is drawn again.
+    A draw of one group only says nothing about pairs, so it is drawn again. Raises ValueError where there is only one.
     """
     _, own = np.unique(groups, return_inverse=True)
     count = int(own.max()) + 1
+    if count < 2:
+        raise ValueError("one row says nothing about how rows differ: measure at least two")
     times = random.multinomial(count, np.full(count, 1 / count), size=draws)
     while (single := (times > 0).sum(axis=1) < 2).any():
         times[single] = random.multinomial(count, np.full(count, 1 / count), size=int(single.sum()))

@@ -72,7 +72,8 @@ class LanguageSensitivity:
     """How far another instruction moves the actions.
 
     Args:
-        swap: to the instruction of another observation; None when all have the same.
+        swap: to another request of the same scene where the observation has `alternatives`, else to the instruction of
+            another observation; None when all have the same.
         paraphrase: to other words for the same.
         empty: to no words at all.
         floor: to the same instruction, with other noise: nothing but what so few chunks and observations leave open.
@@ -145,7 +146,9 @@ def language_sensitivity(
         policy: a deployed policy, or whatever else samples chunks.
         observations: of different scenes, best from different episodes, each with its "instruction" beside what the
             policy reads (see `ModelSampler`); one that names no embodiment is of the deployed policy's own. At late
-            steps of an episode the image often decides what is done next: take steps from all of it.
+            steps of an episode the image often decides what is done next: take steps from all of it. `alternatives`
+            are other instructions that its scene allows, if they are known: of things that are not there a policy may
+            well take no notice.
         paraphrases: instruction -> other words for it, one or several; what is not in it is reworded by
             `paraphrase_of`. One is drawn for each observation.
         samples: chunks for each instruction of each observation.
@@ -166,7 +169,8 @@ def language_sensitivity(
     spreads = []
     for index, observation in enumerate(tqdm(observations, desc="does it listen?", unit="observation", delay=1)):
         own = _instruction(observation, index)
-        changed = _changed(own, known, paraphrases, random)
+        others = observation.get("alternatives") or [text for text in known if text != own]
+        changed = _changed(own, others, paraphrases, random)
         seeds, fresh = random.integers(2**31, size=(2, samples)).tolist()
         chunks = _flat(policy.sample_chunks(observation, [own, *changed.values()], seeds))
         again = _flat(policy.sample_chunks(observation, [own], fresh))
@@ -205,11 +209,11 @@ def _deployed(
 
 
 def _changed(
-    own: str, known: Sequence[str], paraphrases: Paraphrases | None, random: np.random.Generator
+    own: str, others: Sequence[str], paraphrases: Paraphrases | None, random: np.random.Generator
 ) -> dict[str, str]:
-    """What is said instead of an instruction; no swap where there is no other one."""
+    """What is said instead of an instruction; no swap where there are no `others`."""
     changed = {"paraphrase": paraphrase_of(own, int(random.integers(1000)), paraphrases), "empty": ""}
-    if others := [text for text in known if text != own]:
+    if others:
         changed["swap"] = others[random.integers(len(others))]
     return changed
 

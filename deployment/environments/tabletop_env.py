@@ -6,6 +6,7 @@ Where things lie stays inside, for the scripted expert and the success check. Ne
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def tabletop_embodiment() -> Embodiment:
 class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     """Episodes of one suite and kind of instruction; see `tabletop_layouts` for what the suites are.
 
-    What is done first counts: whoever does something else than what was asked for has failed, and the episode ends.
+    What is done first counts: whoever does something else than what was asked for, or what was asked for later, has
+    failed, and the episode ends.
 
     Observations are `{"state": (4,) float32, "images": Mapping camera -> (image_size, image_size, 3) uint8}`. The seed
     of `reset` decides the scene, its light, where exactly the camera stands, and what is asked for: `instruction` is
@@ -167,6 +169,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         done = [request for request in all_requests(layout) if self._scene.fulfilled(request)]
         right = {request.thing for request in asked if request in done}  # in a container by the side's line: both
         wrong = [request for request in done if request not in asked and request.thing not in right]
+        wrong += [later for first, later in pairwise(asked) if later.thing in right and first.thing not in right]
         outcome = "nothing"
         if len(right) == len(asked):
             outcome = "asked"

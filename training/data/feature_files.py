@@ -100,7 +100,7 @@ class FeatureFile:
             self._require_intact()
             self._intact = True
         rows = torch.empty(len(entries), self.bytes_per_entry, dtype=torch.uint8)
-        with (self.folder / FEATURES_FILE).open("rb", buffering=0) as file:
+        with (self.folder / FEATURES_FILE).open("rb") as file:
             for entry, row in zip(entries.tolist(), rows.numpy(), strict=True):
                 file.seek(entry * self.bytes_per_entry)
                 if file.readinto(row) != len(row):
