@@ -1,6 +1,7 @@
 """Does a first stage without language make a policy listen? Hosts, trainings and the knob of the tabletop.
 
     python benchmarks/language.py --output-dir runs/language --jobs 2
+    python benchmarks/language.py --output-dir docs/language --knobs many mostly-one one --finished-only
     python benchmarks/language.py --output-dir runs/language --hosts cross --knobs many --trainings "two stages"
 
 A cell is a host, a training, a knob and a seed. The knob is how many instructions a training scene allows: `one`, which
@@ -315,12 +316,13 @@ def main() -> None:
     parser.add_argument("--listening", type=int, default=32, help="scenes for language_sensitivity")
     parser.add_argument("--jobs", type=int, default=1, help="groups (host, knob, seed) side by side, a core each")
     parser.add_argument("--cells-only", action="store_true", help="no table and no report: another process makes them")
+    parser.add_argument("--finished-only", action="store_true", help="the table of what is there; nothing is trained")
     options = parser.parse_args()
     if options.motion_steps >= options.sight_steps:
         raise SystemExit(f"--motion-steps {options.motion_steps} must be below --sight-steps {options.sight_steps}")
     require_same_settings(options.output_dir, options, SETTINGS, **fixed())
     groups = [Group(options, h, k, s) for s in options.seeds for h in options.hosts for k in options.knobs]
-    missing = [group for group in groups if not group.is_done()]
+    missing = [] if options.finished_only else [group for group in groups if not group.is_done()]
     for group in missing:
         group.collect()
         if "three rungs" in options.trainings:
@@ -331,9 +333,13 @@ def main() -> None:
     results = []
     for group in groups:
         for training in group.trainings:
+            if options.finished_only and not group.file(training).is_file():
+                continue
             with group.alone():
                 results.append(group.measured(training))
             print(row(results[-1:]), flush=True)
+    if not results:
+        raise SystemExit(f"{options.output_dir} has no finished cell of these hosts, knobs, seeds and trainings")
     if not options.cells_only:
         report(options.output_dir, {name: getattr(options, name) for name in SETTINGS} | fixed(), results)
 
