@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ def start_of(task: str, seed: int) -> int:
 def done_by(policy: Path, suites: Sequence[str], trials: int, seed: int, *, words: bool = True) -> dict[str, list[str]]:
     """Suite -> what a policy did in `trials` episodes of each of its kinds; kept in the policy's folder."""
     folder = policy / ("evaluation" if words else "evaluation-without-words")
+    load = cache(partial(PriorVLAPolicy.from_pretrained, str(policy)))  # once for all tasks, if there is one to do
     done: dict[str, list[str]] = {suite: [] for suite in suites}
     for task in expand_tasks("tabletop", list(suites)):
         start = start_of(task, seed)
@@ -41,7 +42,7 @@ def done_by(policy: Path, suites: Sequence[str], trials: int, seed: int, *, word
             folder / task.replace("/", "-"), {"seed": start, "trials": trials, "words": words}
         ) as records:
             evaluate_policy(
-                partial(PriorVLAPolicy.from_pretrained, str(policy)),
+                load,
                 [task],
                 environment="tabletop",
                 trials=trials,
