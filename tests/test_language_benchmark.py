@@ -257,3 +257,40 @@ def test_two_processes_do_not_work_on_one_group(tmp_path: Path) -> None:
             pass
     with group.alone():
         pass
+
+
+def test_a_cell_knows_its_priors_and_the_minutes_of_all_its_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    language = importlib.import_module("language")
+
+    def train(*arguments: Any) -> float:
+        Path(arguments[arguments.index("--output-dir") + 1]).mkdir(parents=True)
+        return float(arguments[arguments.index("--max-steps") + 1])
+
+    def done(policy: Path, suites: list[str], trials: int, seed: int, *, words: bool = True) -> dict[str, list[str]]:
+        return {suite: [f"{policy.name} {suite} {words}"] for suite in suites}
+
+    monkeypatch.setattr(language, "command", train)
+    monkeypatch.setattr(language, "done_by", done)
+    monkeypatch.setattr(language, "listening", lambda policy, scenes, seed: {"told": policy.name})
+    gates = argparse.Namespace(gate_values=lambda: {"layers.0.cross_gate": 0.5})
+    monkeypatch.setattr(language.PriorVLAModel, "from_pretrained", lambda folder: gates)
+    steps = {"sight_steps": 30, "motion_steps": 10, "language_steps": 40}
+    options = argparse.Namespace(output_dir=tmp_path, frame_stride=8, trials=1, listening=2, **steps)
+    cells = {
+        (knob, training): language.Group(options, "cross", knob, 0).measure(training)
+        for knob in ("many", "one")
+        for training in language.TRAININGS
+    }
+    told = {training: cells["one", training].get("prior") for training in language.TRAININGS}
+    assert {training: prior for training, prior in told.items() if prior} == {
+        "two stages": ["sight one-instruction True"],
+        "three rungs": ["sight-of-motion one-instruction True"],
+    }
+    assert not any("prior" in cells["many", training] for training in language.TRAININGS)
+    assert [cells["one", training]["core_minutes"] for training in language.TRAININGS] == [40, 70, 70, 70, 70, 70, 70]
+    assert cells["many", "two stages"]["without_words"] == ["two-stages many-instructions False"]
+    assert set(cells["many", "two stages"]["suites"]) == set(TEST_SUITES)
+    assert cells["one", "three rungs"]["listening"] == {"told": "three-rungs"}
+    assert not {"listening", "without_words"} & set(cells["one", language.BLIND])
