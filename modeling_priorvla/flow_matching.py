@@ -36,8 +36,8 @@ def sample_times(
         return torch.randn(shape, device=device, generator=generator).sigmoid()
     if distribution == "beta":
         # torch.distributions.Beta takes no generator; a ratio of two gamma variables is the same distribution.
-        x = torch._standard_gamma(torch.full(shape, alpha, device=device), generator=generator)
-        y = torch._standard_gamma(torch.full(shape, beta, device=device), generator=generator)
+        x = torch._standard_gamma(torch.full(shape, float(alpha), device=device), generator=generator)
+        y = torch._standard_gamma(torch.full(shape, float(beta), device=device), generator=generator)
         return x / (x + y)
     raise ValueError(f"time distribution {distribution!r} is unknown, use beta, uniform or logit_normal")
 

@@ -32,6 +32,11 @@ def test_training_times_have_the_moments_of_their_distribution(distribution, mea
     assert times.std().item() == pytest.approx(std, abs=3e-3)
 
 
+def test_whole_numbers_are_parameters_of_a_beta_distribution_too():
+    times = sample_times("beta", 100_000, alpha=4, beta=1, generator=torch.Generator().manual_seed(0))
+    assert times.mean().item() == pytest.approx(0.8, abs=3e-3)
+
+
 def test_the_same_generator_seed_draws_the_same_times():
     first, second = (sample_times("beta", 5, generator=torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(first, second)
