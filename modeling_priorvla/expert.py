@@ -114,42 +114,60 @@ class ActionExpert(nn.Module):
         context: list[LayerPrefix],
         action_mask: Tensor | None = None,
         clean: Tensor | None = None,
+        draws: int = 1,
     ) -> Tensor:
         """Velocity (B, H, D) of `noisy_actions` (B, H, D) at `timestep` (B,) or (B, H).
 
         `context`: from `encode_context`.
         `clean` (B, H) bool: steps that are at tau = 0, whatever `timestep` says.
         `action_mask` (B, H, D) bool: entries that are false are neither read nor attended to.
+        `draws`: H is of so many chunks, one behind the other, which do not see each other; `timestep` is (B, draws).
         """
         mask = None
+        ahead = 0 if context[0].context is None else context[0].context[0].shape[2]
         if action_mask is not None:
             noisy_actions = noisy_actions.masked_fill(~action_mask, 0)
             steps = action_mask.any(dim=-1)
-            ahead = 0 if context[0].context is None else context[0].context[0].shape[2]
             mask = nn.functional.pad(steps, (ahead, 0), value=True)[:, None, None, :]
+        if draws > 1:
+            own = _draw_of(noisy_actions.shape[1], draws, noisy_actions.device)
+            alone = nn.functional.pad(own[:, None] == own, (ahead, 0), value=True)[None, None]
+            mask = alone if mask is None else mask & alone
         hidden = self.action_in_proj(noisy_actions.to(self.modulation.weight.dtype), embodiment_ids)
-        hidden = self.denoise(hidden, timestep, context, mask, clean)
+        hidden = self.denoise(hidden, timestep, context, mask, clean, draws)
         return self.action_out_proj(hidden, embodiment_ids)
 
     def denoise(
-        self, hidden: Tensor, timestep: Tensor, context: list[LayerPrefix], mask: Tensor | None, clean: Tensor | None
+        self,
+        hidden: Tensor,
+        timestep: Tensor,
+        context: list[LayerPrefix],
+        mask: Tensor | None,
+        clean: Tensor | None,
+        draws: int = 1,
     ) -> Tensor:
         """Action tokens (B, H, d) through time, layers and final norm: what is the same for every body.
 
-        It has no branch that depends on a tensor's values, so that it is one graph to torch.compile. `mask` (B, 1, 1,
-        T + H) is over context and action tokens, the others as of `forward`.
+        It has no branch that depends on a tensor's values, so that it is one graph to torch.compile. `mask` (B or 1, 1,
+        1 or H, T + H) is over context and action tokens, the others as of `forward`.
         """
-        timestep = timestep.reshape(len(timestep), -1)
-        if clean is not None and timestep.shape[1] > 1:
-            timestep, clean = timestep.masked_fill(clean, 0.0), None
-        elif clean is not None:
-            timestep = torch.cat([timestep, torch.zeros_like(timestep)], dim=1)
-        time = nn.functional.silu(self.time_embedding(timestep))
-        positions = torch.arange(hidden.shape[1], device=hidden.device)
+        times = timestep.reshape(len(timestep), -1)
+        which = None  # of a window's times a token takes; None where there is one for all, or one for each
+        if draws > 1:
+            which = _draw_of(hidden.shape[1], draws, hidden.device).expand(len(hidden), -1)
+        elif clean is not None and times.shape[1] == 1:
+            which = torch.zeros_like(clean, dtype=torch.long)
+        if clean is not None and which is None:
+            times = times.masked_fill(clean, 0.0)
+        elif clean is not None and which is not None:
+            which = which.masked_fill(clean, times.shape[1])
+            times = nn.functional.pad(times, (0, 1))
+        time = nn.functional.silu(self.time_embedding(times))
+        positions = torch.arange(hidden.shape[1] // draws, device=hidden.device).repeat(draws)
         rotary = rotary_embedding(positions, self.config.head_dim, self.config.rope_theta)
         for index, layer in enumerate(self.layers):
-            hidden = layer(hidden, time, context[index], mask, rotary, clean)
-        scale, shift = self.modulation(time, clean).chunk(2, dim=-1)
+            hidden = layer(hidden, time, context[index], mask, rotary, which)
+        scale, shift = self.modulation(time, which).chunk(2, dim=-1)
         return self.final_norm(hidden) * (1 + scale) + shift
 
     def __getstate__(self) -> dict[str, Any]:
@@ -175,6 +193,11 @@ class ActionExpert(nn.Module):
         if state is None:
             raise ValueError("this expert's context_tokens has 'state': pass state=(B, S)")
         return self.state_proj(state[:, None].to(self.modulation.weight.dtype), embodiment_ids)
+
+
+def _draw_of(tokens: int, draws: int, device: torch.device) -> Tensor:
+    """Which of the `draws` each of `tokens` is of, (tokens,) long."""
+    return torch.arange(tokens, device=device) // (tokens // draws)
 
 
 __all__ = ["ActionExpert"]

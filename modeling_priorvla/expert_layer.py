@@ -27,17 +27,17 @@ class LayerPrefix(NamedTuple):
 class Modulation(nn.Linear):
     """Scales, shifts and gates from the time embedding; all zero at birth."""
 
-    def forward(self, time: Tensor, clean: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, time: Tensor, which: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """`time` (B, 1 or H, d) -> (B, 1 or H, out).
 
-        With `clean` (B, H) bool, `time` is (B, 2, d), the chunk's own and that of tau = 0: two products a window
-        instead of one a step, of which each step takes its own.
+        With `which` (B, H) long, `time` is (B, R, d), and each step takes one of a window's R times: one product for
+        each of these instead of one a step.
         """
         modulation = super().forward(time)
-        if clean is None:
+        if which is None:
             return modulation
-        first = torch.arange(0, 2 * len(clean), 2, device=clean.device)
-        return nn.functional.embedding(first[:, None] + clean, modulation.flatten(0, 1))  # 5 times faster than `where`
+        first = torch.arange(0, modulation.shape[1] * len(which), modulation.shape[1], device=which.device)
+        return nn.functional.embedding(first[:, None] + which, modulation.flatten(0, 1))  # 5 times faster than `where`
 
 
 class ExpertLayer(GradientCheckpointingLayer):
@@ -89,11 +89,11 @@ class ExpertLayer(GradientCheckpointingLayer):
         prefix: LayerPrefix,
         mask: Tensor | None,
         rotary: Rotary,
-        clean: Tensor | None,
+        which: Tensor | None,
     ) -> Tensor:
-        """Action tokens (B, H, d) one layer on. `time`, `clean`: see `Modulation`; `mask` (B, 1, 1, T + H) over context
-        and action tokens."""
-        scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = self.modulation(time, clean).chunk(6, dim=-1)
+        """Action tokens (B, H, d) one layer on. `time`, `which`: see `Modulation`; `mask` (B or 1, 1, 1 or H, T + H)
+        over context and action tokens."""
+        scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = self.modulation(time, which).chunk(6, dim=-1)
         normed = self.input_norm(tokens) * (1 + scale_a) + shift_a
         seen = joined(prefix.context, self.self_attn.keys_values(normed, rotary))
         tokens = tokens + gate_a * self.attend(normed, seen, prefix, mask, rotary)

@@ -247,8 +247,9 @@ class AttendingLayer(SeeingLayer):
         alone = self.self_attn.attend(query, seen, mask)
         memory_mask = prefix.memory_mask
         if mask is None:
-            mask = memory_mask.new_ones(len(memory_mask), 1, 1, seen[0].shape[2])
-        together = torch.cat([memory_mask, mask], dim=-1)
+            mask = memory_mask.new_ones(1, 1, 1, seen[0].shape[2])
+        mask = mask.expand(len(memory_mask), -1, -1, -1)
+        together = torch.cat([memory_mask.expand(-1, -1, mask.shape[2], -1), mask], dim=-1)
         return self.memory_gate.blend(alone, self.self_attn.attend(query, joined(prefix.memory, seen), together))
 
     @torch.no_grad()

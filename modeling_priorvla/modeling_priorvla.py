@@ -306,7 +306,9 @@ class PriorVLAModel(BackbonePreTrainedModel):
                 normalised; history_* (B, H_hist, ·): the past window.
             distillation_weight: lambda(k). At 0 the trajectory encoder is not run on the future, and `states` not read.
             loss_weights: (E, D) of every embodiment's dims in the flow losses; see `component_weights`.
-            noise, timestep, prefix_length, draws, generator: as in `ActionPriorModel.forward`.
+            noise, timestep, prefix_length, draws, generator: as in `ActionPriorModel.forward`. `draws` may be of K B
+                windows: then each is shown under K noises, row after row, and what is seen and heard is computed once
+                for all of them. The output's velocity is (B, K H, D) then.
             observation: arguments of `encode_observation`.
 
         With `use_history` and a history given, L_pred and L_align are averaged over a pass with it and one without, so
@@ -383,19 +385,19 @@ class PriorVLAModel(BackbonePreTrainedModel):
         loss_weights: Tensor | None,
     ) -> list[FlowPrediction]:
         """The flow of as many `copies` of a batch as `context` is of, in one pass of the expert."""
-        noise = draws.noise if noise is None else noise
-        timestep = draws.timestep if timestep is None else timestep
         mask = self.real_entries(embodiment_ids, actions.shape[1], action_mask)
-        if prefix_length is None:
-            prefix_length = self.training_prefix(mask, draws)
+        prefix = self.training_prefix(mask, draws)
+        drawn = [draws.noise, draws.timestep, prefix]
+        if (each := len(draws.timestep) // len(actions)) > 1:
+            drawn = [None if own is None else own.unflatten(0, (-1, each)) for own in drawn]
+        given = (noise, timestep, prefix_length)
+        drawn = [own if told is None else told for own, told in zip(drawn, given, strict=True)]
         flow = self.predict_velocity(
             actions.repeat(copies, 1, 1),
             embodiment_ids.repeat(copies),
             context,
             mask.repeat(copies, 1, 1),
-            noise.repeat(copies, 1, 1),
-            timestep.repeat(copies, *[1] * (timestep.dim() - 1)),
-            None if prefix_length is None else prefix_length.repeat(copies),
+            *(None if own is None else own.repeat(copies, *[1] * (own.dim() - 1)) for own in drawn),
         )
         weights = None if loss_weights is None else loss_weights[embodiment_ids]
         parts = zip(*(tensor.chunk(copies) for tensor in (flow.velocity, flow.target, flow.mask)), strict=True)

@@ -123,16 +123,23 @@ class MotionPreTrainedModel(PreTrainedModel):
     ) -> FlowPrediction:
         """The expert's velocity between `noise` and `actions` (B, H, D) at `timestep` (B,) or (B, H), and its target.
 
-        The first `prefix_length` (B,) steps are shown clean, at tau = 0, and do not count in the loss.
+        The first `prefix_length` (B,) steps are shown clean, at tau = 0, and do not count in the loss. With `noise` (B,
+        K, H, D), `timestep` (B, K) and `prefix_length` (B, K) each chunk is shown K times, and the prediction's steps
+        are K H, one chunk behind the other.
         """
-        actions, counted, clean = actions.masked_fill(~mask, 0), mask, None
-        shown = timestep.reshape(len(timestep), -1).expand(-1, actions.shape[1])
+        actions, clean = actions.masked_fill(~mask, 0), None
+        steps, shown, draws = actions.shape[1], timestep.reshape(len(timestep), -1), 1
+        if noise.dim() == 4:
+            draws, noise, shown = noise.shape[1], noise.flatten(1, 2), shown.repeat_interleave(steps, dim=1)
+            actions, mask = actions.repeat(1, draws, 1), mask.repeat(1, draws, 1)
+        shown, counted = shown.expand(-1, actions.shape[1]), mask
         if prefix_length is not None:
-            clean = torch.arange(actions.shape[1], device=actions.device) < prefix_length[:, None]
+            lengths = prefix_length.reshape(len(actions), -1, 1)
+            clean = (torch.arange(steps, device=actions.device) < lengths).flatten(1)
             counted = mask & ~clean[..., None]
             shown = shown.masked_fill(clean, 0.0)
         noisy = interpolate(actions, noise, shown)
-        velocity = self.expert(noisy, timestep, embodiment_ids, context, mask, clean)
+        velocity = self.expert(noisy, timestep, embodiment_ids, context, mask, clean, draws)
         return FlowPrediction(velocity, noise - actions, counted)
 
     def draw(self, batch_size: int, steps: int, generator: torch.Generator | None = None) -> FlowDraws:
@@ -140,13 +147,13 @@ class MotionPreTrainedModel(PreTrainedModel):
         return draw_flow(self.config, batch_size, steps, self.device, generator)
 
     def training_prefix(self, mask: Tensor, draws: FlowDraws) -> Tensor | None:
-        """How many leading steps of each window (B,) are shown clean in this pass.
+        """How many leading steps of each draw are shown clean in this pass, (B,), or (B K,) for K draws a window.
 
         `mask` (B, H, D) bool is true where real. None outside of training, or when `prefix_probability` is 0.
         """
         if not self.training or self.config.prefix_probability == 0:
             return None
-        valid_steps = mask.any(dim=-1).sum(dim=-1)
+        valid_steps = mask.any(dim=-1).sum(dim=-1).repeat_interleave(len(draws.prefix) // len(mask))
         assert self.config.max_prefix_length is not None
         return prefix_lengths(draws.prefix, valid_steps, self.config.prefix_probability, self.config.max_prefix_length)
 

@@ -11,9 +11,16 @@ from .stage_arguments import StageTrainingArguments
 class ObservingTrainingArguments(StageTrainingArguments):
     """What `VisionActionPriorTrainer` and `VLATrainer` take beside `StageTrainingArguments`.
 
-    Raises ValueError on a learning rate or a factor of one that is not positive.
+    Raises ValueError on a learning rate or a factor of one that is not positive, and on `flow_draws` below 1.
     """
 
+    flow_draws: int = field(
+        default=1,
+        metadata={
+            "help": "Noises and times that every window of a step is shown under; what is seen and heard is computed "
+            "once for all of them (CogACT's repeated diffusion steps)."
+        },
+    )
     learning_rate: float = field(default=8e-4, metadata={"help": "Peak learning rate of AdamW."})
     expert_lr_scale: float = field(
         default=1.0, metadata={"help": "Learning-rate factor of the action expert and the trajectory encoder."}
@@ -36,6 +43,8 @@ class ObservingTrainingArguments(StageTrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.flow_draws < 1:
+            raise ValueError(f"flow_draws={self.flow_draws} must be at least 1: a window is shown under some noise")
         for name in ("expert_lr_scale", "gate_lr_scale", "backbone_learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(

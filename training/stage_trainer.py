@@ -192,8 +192,9 @@ class StageTrainer(PushesToHub, TrainsOnStreams):
             seed, own, passes, now = (EVALUATION_SEED, now), args.eval_batch_size, 1, 0
         generator = torch.Generator(args.device).manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         windows, steps = batch["actions"].shape[:2]
-        draws = self.model.draw(passes * args.world_size * own, steps, generator)
-        return draws.rows((now * args.world_size + args.process_index) * own, windows)
+        each = getattr(args, "flow_draws", 1) if training else 1  # of a window
+        draws = self.model.draw(passes * args.world_size * own * each, steps, generator)
+        return draws.rows((now * args.world_size + args.process_index) * own * each, windows * each)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
