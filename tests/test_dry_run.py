@@ -238,6 +238,12 @@ def test_settings_of_the_recipe_count(plain, write_recipe, tiny_smolvlm):
     assert fewer.step_flops > 4 * plain.step_flops  # layers are computed again
     assert fewer.memory["activations"] < plain.memory["activations"] and not fewer.memory["moving average"]
     assert "half as large" in dry_run_table(fewer, 40) and "4 times 3" in dry_run_table(fewer, 40)
+    once, often = (
+        dry_run(write_recipe(tiny_smolvlm, {"fusion": "cross", "training": {"flow_draws": draws}}), words=WORDS)
+        for draws in (1, 4)
+    )
+    assert once.step_flops < often.step_flops < 4 * once.step_flops
+    assert once.frame_flops == often.frame_flops  # what is seen and heard is computed once
 
 
 def test_a_prior_gives_its_expert(write_recipe, tiny_smolvlm, tiny_priors, tmp_path):

@@ -144,12 +144,13 @@ class _Passes:
 
     def __init__(self, model: PriorVLAModel, recipe: DryRunRecipe, words: int, count: FlopCount) -> None:
         self.model, self.windows, self.words, self.count = model, recipe.windows, words, count
+        self.draws = recipe.windows * recipe.training["flow_draws"]
         self.distils = recipe.distils and model.config.predicts_latent and model.encoder is not None
 
     def step(self, cached: bool) -> StepCosts:
         """Forward and backward, from cached features or from images and words."""
         batch = meta_batch(self.model, self.windows, self.words, cached=cached)
-        batch |= {"draws": meta_draws(self.model, self.windows), "distillation_weight": float(self.distils)}
+        batch |= {"draws": meta_draws(self.model, self.draws), "distillation_weight": float(self.distils)}
         return step_costs(self.model, batch, self.count, _held(self.model))
 
     @torch.no_grad()
