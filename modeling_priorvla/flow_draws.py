@@ -28,6 +28,11 @@ class FlowDraws(NamedTuple):
         """The draws of windows `start` to `start + count`."""
         return FlowDraws(*(tensor[start : start + count] for tensor in self))
 
+    def by_window(self, windows: int) -> FlowDraws:
+        """Of K B rows those of each of B `windows`, (B, K, ...); of B rows the same as they are."""
+        each = len(self.timestep) // windows
+        return self if each == 1 else FlowDraws(*(tensor.unflatten(0, (windows, each)) for tensor in self))
+
 
 def draw_flow(
     config: MotionConfig,

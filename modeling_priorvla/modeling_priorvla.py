@@ -386,18 +386,19 @@ class PriorVLAModel(BackbonePreTrainedModel):
     ) -> list[FlowPrediction]:
         """The flow of as many `copies` of a batch as `context` is of, in one pass of the expert."""
         mask = self.real_entries(embodiment_ids, actions.shape[1], action_mask)
-        prefix = self.training_prefix(mask, draws)
-        drawn = [draws.noise, draws.timestep, prefix]
-        if (each := len(draws.timestep) // len(actions)) > 1:
-            drawn = [None if own is None else own.unflatten(0, (-1, each)) for own in drawn]
-        given = (noise, timestep, prefix_length)
-        drawn = [own if told is None else told for own, told in zip(drawn, given, strict=True)]
+        draws = draws.by_window(len(actions))
+        noise = draws.noise if noise is None else noise
+        timestep = draws.timestep if timestep is None else timestep
+        if prefix_length is None:
+            prefix_length = self.training_prefix(mask, draws)
         flow = self.predict_velocity(
             actions.repeat(copies, 1, 1),
             embodiment_ids.repeat(copies),
             context,
             mask.repeat(copies, 1, 1),
-            *(None if own is None else own.repeat(copies, *[1] * (own.dim() - 1)) for own in drawn),
+            noise.repeat(copies, *[1] * (noise.dim() - 1)),
+            timestep.repeat(copies, *[1] * (timestep.dim() - 1)),
+            None if prefix_length is None else prefix_length.repeat(copies, *[1] * (prefix_length.dim() - 1)),
         )
         weights = None if loss_weights is None else loss_weights[embodiment_ids]
         parts = zip(*(tensor.chunk(copies) for tensor in (flow.velocity, flow.target, flow.mask)), strict=True)

@@ -147,13 +147,13 @@ class MotionPreTrainedModel(PreTrainedModel):
         return draw_flow(self.config, batch_size, steps, self.device, generator)
 
     def training_prefix(self, mask: Tensor, draws: FlowDraws) -> Tensor | None:
-        """How many leading steps of each draw are shown clean in this pass, (B,), or (B K,) for K draws a window.
+        """How many leading steps of each draw are shown clean in this pass, (B,) or (B, K) as `draws` are.
 
         `mask` (B, H, D) bool is true where real. None outside of training, or when `prefix_probability` is 0.
         """
         if not self.training or self.config.prefix_probability == 0:
             return None
-        valid_steps = mask.any(dim=-1).sum(dim=-1).repeat_interleave(len(draws.prefix) // len(mask))
+        valid_steps = mask.any(dim=-1).sum(dim=-1).view(-1, *[1] * (draws.prefix.dim() - 1)).expand_as(draws.prefix)
         assert self.config.max_prefix_length is not None
         return prefix_lengths(draws.prefix, valid_steps, self.config.prefix_probability, self.config.max_prefix_length)
 

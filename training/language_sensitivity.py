@@ -214,7 +214,7 @@ def _changed(
     """What is said instead of an instruction; no swap where there are no `others`."""
     changed = {"paraphrase": paraphrase_of(own, int(random.integers(1000)), paraphrases), "empty": ""}
     if others:
-        changed["swap"] = others[random.integers(len(others))]
+        changed["swap"] = others[int(random.integers(len(others)))]
     return changed
 
 
