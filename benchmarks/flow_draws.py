@@ -21,13 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from language import DEPTH, FLOW, HOSTS, LAYERS, adapted, command
+from language import CHUNK, FLOW, HOSTS, adapted, all_taps, command
 from language_table import count, shown
 from language_trials import PICTURE, done_by
 from report_file import made_with, write_report
 from same_settings import require_same_settings
-
-from priorvla.configuration.expert_layout import even_taps, inserted_layout
 
 SUITE, STRIDE = "many-instructions", 8
 SHORT, LONG = 20, 120  # steps of the runs that tell how long one takes
@@ -39,9 +37,8 @@ def train(options: argparse.Namespace, folder: Path, host: str, draws: int, seed
     if not cost.is_file():
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        inserted, _ = inserted_layout(host, even_taps(host, LAYERS, DEPTH), DEPTH, "after")
-        taps = list(inserted["tap_layers"])
-        expert = {"chunk_size": 8, "expert_layers": ["vision_language"] * len(taps), "tap_layers": taps}
+        taps = all_taps(host)
+        expert = {**CHUNK, "expert_layers": ["vision_language"] * len(taps), "tap_layers": taps}
         recipe = adapted("policy", {**FLOW, "expert": expert})
         recipe["training"]["flow_draws"] = draws
         file = folder.with_suffix(".yaml")

@@ -89,7 +89,7 @@ def test_what_chance_explains_is_not_called_listening():
 
 def test_a_swap_is_to_what_the_scene_allows_where_that_is_known():
     policy = Shifting({OPEN: 0.0, CLOSE: 2.0, "take the cup": 6.0})
-    known = [{**scene, "alternatives": ["take the cup"]} for scene in scenes(instructions=(OPEN,))]
+    known = [{**scene, "alternatives": ["take the cup", OPEN]} for scene in scenes(instructions=(OPEN,))]
     assert language_sensitivity(policy, known).swap.times == pytest.approx(np.sqrt(1 + 6**2 / 2), rel=0.03)
 
 

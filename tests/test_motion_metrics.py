@@ -123,6 +123,11 @@ def test_the_next_window_of_an_episode_does_not_shrink_the_neighbourhood():
     assert covered(real, samples, groups)[0].mean() > 0.8 > covered(real, samples)[0].mean()
 
 
+def test_one_row_has_no_interval_and_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"one row says nothing .* measure at least two"):
+        bootstrap_mean([1.0])
+
+
 def test_a_bootstrapped_mean_varies_with_its_groups_and_not_with_their_windows():
     values = np.repeat(normal(10, 1)[:, 0], 30)
     mean = bootstrap_mean(values, np.repeat(np.arange(10), 30))

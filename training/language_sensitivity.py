@@ -169,7 +169,7 @@ def language_sensitivity(
     spreads = []
     for index, observation in enumerate(tqdm(observations, desc="does it listen?", unit="observation", delay=1)):
         own = _instruction(observation, index)
-        others = observation.get("alternatives") or [text for text in known if text != own]
+        others = [text for text in observation.get("alternatives") or known if text != own]
         changed = _changed(own, others, paraphrases, random)
         seeds, fresh = random.integers(2**31, size=(2, samples)).tolist()
         chunks = _flat(policy.sample_chunks(observation, [own, *changed.values()], seeds))

@@ -28,7 +28,7 @@ class FeatureFile:
     written take disk space, and only those that are read come into memory. A process may be stopped at any time; what
     it had written stays. Other processes of the machine may read, and write other entries, at the same time.
 
-    Entries are read, not mapped: random rows of a mapping cost a page fault every 4 kB, up to eight times as long.
+    Entries are read, not mapped: random rows of a mapping cost a page fault every 4 kB.
 
     Args:
         kind: begins the folder's name, for people.
