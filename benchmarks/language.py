@@ -27,8 +27,8 @@ how trainings differ by their seed). The same by host, by seed and for `many` st
 
 Every table has its validity lines. *Learned*: in scenes as it was trained in a policy does at least 70 % of what it is
 asked for, with every seed, or its row is marked and counts in no claim; with `many` it must on `seen`, too. *Shortcut*
-and *rung 2*: where the layout implies the request, `blind` and the priors that two stages begin with do at least 70 % of
-what they can do there (all of it, or 92 %), or the knob is marked: nobody was tempted, or a first stage was not done.
+and *rung 2*: where the layout implies the request, `blind` and the priors that two stages begin with do at least 70 %
+of what they can do (all of it, or 92 %), or the knob is marked: nobody was tempted, or a first stage was not done.
 *Blind*: on test scenes `blind` does no more than the best guess, or where requests are made that training never makes,
 an eighth; or the table is marked. A premise is told: whether *one stage, longer* follows the shortcut.
 
