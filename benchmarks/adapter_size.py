@@ -32,7 +32,7 @@ LIMIT = 20  # megabytes
 def policy(fusion: str, backbone: Backbone) -> PriorVLAModel:
     """A base that knows one robot, with a place for a second."""
     set_seed(0)
-    config = PriorVLAConfig(fusion=fusion, expert=BODY, **backbone_fields(backbone))
+    config = PriorVLAConfig(fusion=fusion, expert=BODY, **backbone_fields(backbone, fusion))
     model = PriorVLAModel(config).attach_backbone(backbone)
     model.add_embodiment("new_arm", 7, 7)
     return model

@@ -37,6 +37,7 @@ from report_file import write_report
 from torch.utils.data import BatchSampler, Dataset
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
+from priorvla.configuration.backbone_reference import reading_fields
 from priorvla.configuration.configuration_priorvla import SEEING_FUSIONS, PriorVLAConfig
 from priorvla.configuration.embodiment import Embodiment
 from priorvla.configuration.recipe import load_recipe
@@ -72,21 +73,16 @@ def write_demonstrations(folder: Path, frames: int, pixels: int) -> Path:
     return folder
 
 
-def backbone_fields(backbone: Backbone) -> dict[str, Any]:
-    """What a config says of a backbone that is attached by hand."""
-    return {
-        "backbone_layers": backbone.num_layers,
-        "vision_hidden_size": backbone.vision_hidden_size,
-        "text_hidden_size": backbone.text_hidden_size,
-        "image_grid": list(backbone.image_grid),
-    }
+def backbone_fields(backbone: Backbone, fusion: str = "latent") -> dict[str, Any]:
+    """What a config says of a backbone that is attached by hand: it is read as every new model reads it."""
+    return reading_fields(vars(backbone), fusion, ())
 
 
 def vision_action_prior(fusion: str, backbone: Backbone, bodies: Sequence[Embodiment]) -> PriorVLAModel:
     """The small recipe's expert in a host that sees one camera; always the same random weights."""
     set_seed(0)
     expert = {**load_recipe("action_prior_small")["model"]["expert"], **expert_dims(bodies)}
-    config = PriorVLAConfig(fusion=fusion, language=False, expert=expert, **backbone_fields(backbone))
+    config = PriorVLAConfig(fusion=fusion, language=False, expert=expert, **backbone_fields(backbone, fusion))
     return PriorVLAModel(config).attach_backbone(backbone)
 
 
