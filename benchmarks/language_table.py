@@ -18,8 +18,8 @@ BLIND, ALL_READ = "blind", "all layers read"
 ENOUGH = 0.7  # of what a policy was trained for, to say that it was learned
 BY_CHANCE = 1 / 8  # two things, four places: where requests are made that training never makes
 BLIND_CAN = {"one": 1.0, "mostly-one": 1 - EXCEPTIONS * (1 - blind_chance("many-instructions"))}  # at best, by knob
-BEGUN_BLIND = ("two stages", "three rungs")  # with a vision-action prior whose layers stay as they are
-EVERY_OTHER_READS = ("one stage", "one stage, longer", *BEGUN_BLIND)
+SHORTCUT = {BLIND: "trained", "three rungs": "prior"}  # training -> what never reads did as it was trained
+EVERY_OTHER_READS = ("one stage", "one stage, longer", "two stages", "three rungs")
 CLAIM = ("two stages", "one stage, longer")  # the difference that the table is about
 CLAIM_SUITES = ("seen", "unseen-object")
 GATES = "gates, blind / reading (inserted ones begin at 0, all others at 1)"
@@ -92,7 +92,6 @@ def enough(counts: tuple[int, int], most: float = 1.0) -> bool:
 
 def validity(knob: str, cells: list[Results]) -> list[str]:
     """What must hold for a table to say something, and whether it does."""
-    blind = [result for results in cells for result in results if result["training"] == BLIND]
     policies = [results for results in cells if results[0]["training"] != BLIND]
     kinds = {"as trained": [all(map(learned, results)) for results in policies]}
     if knob == "many":
@@ -101,25 +100,32 @@ def validity(knob: str, cells: list[Results]) -> list[str]:
     for where, done in kinds.items():
         verdict = "valid" if all(done) else "INVALID for the others"
         lines.append(f"learned: {sum(done)} of {len(done)} rows do at least {ENOUGH:.0%} {where}: {verdict}")
+    for host in dict.fromkeys(results[0]["host"] for results in cells):
+        own = [results for results in cells if results[0]["host"] == host]
+        lines += [f"{host}: {line}" for line in without_reading(knob, own)]
+    return [f"{knob}: {line}" for line in lines]
+
+
+def without_reading(knob: str, cells: list[Results]) -> list[str]:
+    """Of one host: whether what never reads has learned what it can, and that on test scenes it can only guess."""
+    lines = []
+    never = {own[0]["training"]: own for own in cells}
     if knob in BLIND_CAN:
         most = BLIND_CAN[knob]
-        needed = {f"shortcut: {BLIND}": [result["trained"] for result in blind]}
-        for results in cells:
-            for result in results:
-                if "prior" in result:
-                    needed.setdefault(f"rung 2, {result['host']}: priors", []).append(result["prior"])
-        for name, outcomes in needed.items():
+        asked = {name: [result[key] for result in never.get(name, [])] for name, key in SHORTCUT.items()}
+        for name, outcomes in asked.items():
             if outcomes:
                 verdict = "valid" if enough(count(outcomes), most) else "INVALID: not learned"
-                lines.append(f"{name} do {shown(count(outcomes))} as trained, {most:.0%} at best: {verdict}")
-    if not blind:
-        lines.append(f"shortcut and {BLIND}: not measured, so that nobody knows whether the table is valid")
-    for suite in TEST_SUITES[:4] if blind else ():
-        counts = count([result["suites"][suite] for result in blind])
+                who = name if name == BLIND else f"the prior of {name}"
+                lines.append(f"shortcut: {who} does {shown(count(outcomes))} as trained, {most:.0%} at best: {verdict}")
+    if BLIND not in never:
+        return [*lines, f"{BLIND}: not measured, so that nobody knows whether the table is valid"]
+    for suite in TEST_SUITES[:4]:
+        counts = count([result["suites"][suite] for result in never[BLIND]])
         guess = blind_chance(suite) if suite in CLAIM_SUITES else BY_CHANCE
         verdict = "valid" if wilson_interval(*counts)[0] <= guess else "INVALID: the scene gives the answer away"
-        lines.append(f"{BLIND}, {blind[0]['host']}, on {suite}: {shown(counts)}, by chance {guess:.0%}: {verdict}")
-    return [f"{knob}: {line}" for line in lines]
+        lines.append(f"{BLIND} on {suite}: {shown(counts)}, by chance {guess:.0%}: {verdict}")
+    return lines
 
 
 def premise(knob: str, results: Results) -> list[str]:

@@ -53,7 +53,7 @@ def test_a_row_that_did_not_learn_is_marked_and_so_is_the_table() -> None:
     better = cell("one stage", 15, 14)
     assert not any("INVALID" in line for line in table.validity("many", [[better], [blind]]))
     assert not any("not measured" in line for line in table.validity("many", [[better], [blind]]))
-    assert "on seen" not in "".join(table.validity("one", [[bad], [blind]])).partition("blind, cross")[0]
+    assert "on seen" not in "".join(table.validity("one", [[bad], [blind]])).partition("cross: blind")[0]
 
 
 def test_one_good_seed_does_not_make_a_row_valid() -> None:
@@ -66,12 +66,12 @@ def test_one_good_seed_does_not_make_a_row_valid() -> None:
 def test_a_prior_that_was_not_done_is_told() -> None:
     table = importlib.import_module("language_table")
 
-    def verdict(priors: int) -> str:
-        cells = [[cell(training, 20, 3, prior=outcomes(priors))] for training in table.BEGUN_BLIND]
-        return next(line for line in table.validity("one", cells) if "rung 2" in line)
+    def verdict(prior: int) -> str:
+        lines = table.validity("one", [[cell("three rungs", 20, 3, prior=outcomes(prior))]])
+        return next(line for line in lines if "shortcut" in line)
 
-    assert verdict(14).startswith("one: rung 2, cross: priors do 70% ") and verdict(14).endswith(": valid")
-    assert verdict(13).endswith("INVALID: not learned")
+    assert verdict(14).startswith("one: cross: shortcut: the prior of three rungs does 70% ")
+    assert verdict(14).endswith(": valid") and verdict(13).endswith("INVALID: not learned")
 
 
 def test_the_premise_is_that_one_stage_follows_the_shortcut() -> None:
@@ -92,7 +92,7 @@ def test_a_scene_that_gives_its_answer_away_makes_the_table_invalid() -> None:
     lines = table.validity("one", [[cell("one stage", 20, 3)], [cell(table.BLIND, 20, 8)]])
     assert "not measured" in table.validity("one", [[cell("one stage", 20, 3)]])[1]
     assert sum("INVALID: the scene gives the answer away" in line for line in lines) == 4
-    assert any("shortcut: blind do 100%" in line and line.endswith("valid") for line in lines)
+    assert any("shortcut: blind does 100%" in line and line.endswith("valid") for line in lines)
 
 
 def test_a_shortcut_that_nobody_learns_makes_the_table_invalid() -> None:
@@ -191,9 +191,10 @@ def test_every_training_starts_where_its_name_says(tmp_path: Path, monkeypatch: 
         said.clear()
         group.policy(training)
         steps[training] = [(command[0], command[command.index("--max-steps") + 1]) for command in said]
-        kept = {own for own in said[-1] if own in ("--control", "--insertion", "token", "--fusion")}
-        prior = said[-1][said[-1].index("--prior") + 1].name if "--prior" in said[-1] else None
-        begun[training] = (prior, kept)
+        if said:
+            kept = {own for own in said[-1] if own in ("--control", "--insertion", "token", "--fusion")}
+            prior = said[-1][said[-1].index("--prior") + 1].name if "--prior" in said[-1] else None
+            begun[training] = (prior, kept)
     assert begun == {
         "one stage": ("sight", {"--control"}),
         "one stage, longer": ("sight", {"--control"}),
@@ -201,21 +202,20 @@ def test_every_training_starts_where_its_name_says(tmp_path: Path, monkeypatch: 
         "token insertion": ("sight", {"--insertion", "token"}),
         "three rungs": ("sight-of-motion", set()),
         language.ALL_READ: (None, {"--fusion"}),
-        language.BLIND: (None, {"--fusion"}),
     }
     kinds = {
         name: yaml.safe_load((group.folder / f"{name}.yaml").read_text())["model"]["expert"]["expert_layers"]
-        for name in ("all-layers-read", "blind", "sight")
+        for name in ("all-layers-read", "sight")
     }
-    assert kinds == {"all-layers-read": ["vision_language"] * 4, "blind": ["vision"] * 4, "sight": ["vision"] * 2}
+    assert kinds == {"all-layers-read": ["vision_language"] * 4, "sight": ["vision"] * 2}
     assert steps == {
         "one stage": [("pretrain", 30), ("train", 40)],  # the prior says what its layers are
         "one stage, longer": [("train", 70)],
         "two stages": [("train", 40)],  # the prior is there already
         "token insertion": [("train", 40)],
         "three rungs": [("pretrain", 10), ("pretrain", 20), ("train", 40)],
+        language.BLIND: [],  # which is that prior
         language.ALL_READ: [("train", 70)],
-        language.BLIND: [("pretrain", 70)],
     }
     said.clear()
     group.policy("three rungs")
@@ -239,10 +239,10 @@ def test_a_finished_cell_is_kept_and_is_all_that_another_machine_needs(
     there = language.Group(options, "cross", "many", 0)
     assert there.measured("one stage") == first and measured == ["one stage"]
     there.measured("two stages")
-    options.trainings.append(language.BLIND)
+    options.trainings.append(language.ALL_READ)
     assert language.Group(options, "gated", "many", 0).trainings == ["one stage", "two stages"]
     assert not there.is_done()
-    there.measured(language.BLIND)  # of the first host alone
+    there.measured(language.ALL_READ)  # of the first host alone
     assert there.is_done() and not language.Group(options, "cross", "one", 0).is_done()
 
 
@@ -269,7 +269,7 @@ def test_a_cell_knows_its_priors_and_the_minutes_of_all_its_stages(
         return float(arguments[arguments.index("--max-steps") + 1])
 
     def done(policy: Path, suites: list[str], trials: int, seed: int, *, words: bool = True) -> dict[str, list[str]]:
-        return {suite: [f"{policy.name} {suite} {words}"] for suite in suites}
+        return {suite: [f"{policy.name} {suite} {words} {trials}"] for suite in suites}
 
     monkeypatch.setattr(language, "command", train)
     monkeypatch.setattr(language, "done_by", done)
@@ -285,12 +285,12 @@ def test_a_cell_knows_its_priors_and_the_minutes_of_all_its_stages(
     }
     told = {training: cells["one", training].get("prior") for training in language.TRAININGS}
     assert {training: prior for training, prior in told.items() if prior} == {
-        "two stages": ["sight one-instruction True"],
-        "three rungs": ["sight-of-motion one-instruction True"],
+        "three rungs": ["sight-of-motion one-instruction True 2"],
     }
     assert not any("prior" in cells["many", training] for training in language.TRAININGS)
-    assert [cells["one", training]["core_minutes"] for training in language.TRAININGS] == [40, 70, 70, 70, 70, 70, 70]
-    assert cells["many", "two stages"]["without_words"] == ["two-stages many-instructions False"]
+    assert [cells["one", training]["core_minutes"] for training in language.TRAININGS] == [40, 70, 70, 70, 70, 30, 70]
+    assert cells["many", "two stages"]["without_words"] == ["two-stages many-instructions False 1"]
+    assert cells["many", "two stages"]["trained"] == ["two-stages many-instructions True 2"]
     assert set(cells["many", "two stages"]["suites"]) == set(TEST_SUITES)
     assert cells["one", "three rungs"]["listening"] == {"told": "three-rungs"}
     assert not {"listening", "without_words"} & set(cells["one", language.BLIND])
