@@ -91,6 +91,27 @@ def test_a_frame_is_encoded_once_and_a_second_run_encodes_none(tmp_path, source,
     assert counts == [3, 1] and len(again.missing(torch.arange(12))) == 8
 
 
+@pytest.mark.parametrize("reads", [False, True])
+def test_layers_that_another_host_has_encoded_are_found(
+    tmp_path, source, backbone, processor, reader, reading_processor, reads
+):
+    encoder, prepares = (reader, reading_processor) if reads else (backbone, processor)
+    every = torch.arange(12)
+
+    def cache(root, *taps):
+        instructions = Instructions.of_sources([source], prepares) if reads else None
+        return FeatureCache(tmp_path / root, source, encoder, prepares, taps, instructions)
+
+    cache("shared", 0, 2).encode(every)
+    assert len(cache("shared", 2).missing(every)) == 0 and len(cache("shared", 0, 1, 2).missing(every)) == 12
+    cache("shared", 0, 1, 2).encode(every)
+    cache("alone", 1).encode(every)
+    found, alone = cache("shared", 0, 1, 2), cache("alone", 1)
+    for own, other in [(found.vision, alone.vision), (found.language, alone.language)][: 1 + reads]:
+        assert torch.equal(own[every][:, 1:2], other[every])
+        assert own[every].unbind(1)[0].ne(own[every].unbind(1)[2]).any()
+
+
 def test_an_interrupted_encoding_goes_on_with_the_rest(tmp_path, source, backbone, processor):
     whole = FeatureCache(tmp_path / "whole", source, backbone, processor, TAPS)
     whole.encode(torch.arange(12), batch_size=4)
@@ -130,10 +151,10 @@ def test_whatever_changes_the_features_changes_the_folder(
         (other_data, backbone, processor),
         (fewer, backbone, processor),
     ]
-    folders = [FeatureCache(tmp_path, *parts, TAPS).vision.folder for parts in caches]
-    folders.append(FeatureCache(tmp_path, source, backbone, processor, (1, 2)).vision.folder)
+    folders = [FeatureCache(tmp_path, *parts, TAPS).vision.folders[0] for parts in caches]
+    folders.append(FeatureCache(tmp_path, source, backbone, processor, (1, 2)).vision.folders[0])
     assert len(set(folders)) == len(caches) + 1
-    assert FeatureCache(tmp_path, source, backbone, processor, TAPS).vision.folder == folders[0]
+    assert FeatureCache(tmp_path, source, backbone, processor, TAPS).vision.folders[0] == folders[0]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +191,8 @@ def test_the_same_weights_with_other_tokens_around_images_have_features_of_their
     other = load_backbone(None, folder)
     assert other.frame != reader.frame and other.sha256 == reader.sha256
     folders = [
-        FeatureCache(tmp_path, source, backbone, reading_processor, TAPS).vision.folder for backbone in (reader, other)
+        FeatureCache(tmp_path, source, backbone, reading_processor, TAPS).vision.folders[0]
+        for backbone in (reader, other)
     ]
     assert folders[0] != folders[1]
 
@@ -189,8 +211,8 @@ def test_a_backbone_that_was_moved_or_saved_by_another_version_keeps_its_feature
 def test_a_dataset_that_has_moved_keeps_its_features(tmp_path, source, backbone, processor):
     moved = replace(source, root=tmp_path / "elsewhere")
     assert (
-        FeatureCache(tmp_path, moved, backbone, processor, TAPS).vision.folder
-        == FeatureCache(tmp_path, source, backbone, processor, TAPS).vision.folder
+        FeatureCache(tmp_path, moved, backbone, processor, TAPS).vision.folders[0]
+        == FeatureCache(tmp_path, source, backbone, processor, TAPS).vision.folders[0]
     )
 
 
@@ -254,13 +276,13 @@ def edit_key(folder, **fields):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: edit_key(folder, taps=[1, 2]), r"taps=\[1, 2\], expected \[0, 2\]"),
+        (lambda folder: edit_key(folder, tap=1), "tap=1, expected 0"),
         (lambda folder: edit_key(folder, format=1), "format=1, expected"),
         (lambda folder: edit_key(folder, backbone="0" * 64), "backbone="),
         (lambda folder: (folder / "key.json").write_text("{"), "Expecting"),
         (lambda folder: (folder / "key.json").write_text("[]"), "no JSON object"),
         (lambda folder: (folder / "key.json").unlink(), "No such file"),
-        (lambda folder: os.truncate(folder / "features.bin", 64), "features.bin has 64 bytes, expected 24576"),
+        (lambda folder: os.truncate(folder / "features.bin", 64), "features.bin has 64 bytes, expected 12288"),
         (lambda folder: (folder / "done.bin").unlink(), "No such file"),
     ],
 )
@@ -269,15 +291,15 @@ def test_a_damaged_folder_is_refused_with_a_remedy_and_never_read(
 ):
     cache = FeatureCache(tmp_path, source, backbone, processor, TAPS)
     cache.encode(torch.arange(12))
-    damage(cache.vision.folder)
+    damage(cache.vision.folders[0])
     for read in (
         lambda: cache.vision[torch.tensor([0])],
         lambda: FeatureCache(tmp_path, source, backbone, processor, TAPS),
     ):
         with pytest.raises(ValueError, match=message) as error:
             read()
-        assert str(cache.vision.folder) in str(error.value) and "Delete that folder" in str(error.value)
-    shutil.rmtree(cache.vision.folder)
+        assert str(cache.vision.folders[0]) in str(error.value) and "Delete that folder" in str(error.value)
+    shutil.rmtree(cache.vision.folders[0])
     FeatureCache(tmp_path, source, backbone, processor, TAPS).encode(torch.arange(12))
 
 
@@ -388,8 +410,9 @@ def test_words_join_a_cache_of_images_without_changing_it(tmp_path, source, read
     images.encode(torch.arange(12), batch_size=5)
     before = images.vision[torch.arange(12)].clone()
     cache = reading_cache(tmp_path, source, reader, reading_processor)
-    assert cache.vision.folder == images.vision.folder and len(cache.missing(torch.arange(12))) == 12
-    assert cache.bytes_per_step == images.bytes_per_step + cache.language.bytes_per_entry
+    assert cache.vision.folders[0] == images.vision.folders[0] and len(cache.missing(torch.arange(12))) == 12
+    words = sum(file.bytes_per_entry for file in cache.language.files)
+    assert cache.bytes_per_step == images.bytes_per_step + words
     cache.encode(torch.arange(7), batch_size=2)
     assert cache.missing(torch.arange(12)).tolist() == list(range(7, 12))
     assert torch.equal(cache.vision[torch.arange(12)], before)
@@ -402,11 +425,14 @@ def test_other_words_are_another_cache_beside_the_same_images(tmp_path, source, 
             replace(trajectory, task=task) for trajectory, task in zip(source.trajectories, tasks, strict=True)
         ]
         other = reading_cache(tmp_path, replace(source, trajectories=trajectories), reader, reading_processor)
-        assert other.vision.folder == known.vision.folder and other.language.folder != known.language.folder
+        assert (
+            other.vision.folders[0] == known.vision.folders[0]
+            and other.language.folders[0] != known.language.folders[0]
+        )
     words = Instructions.of_sources([source], reading_processor)
     longer = Instructions(words.text_of, pad(words.input_ids, (0, 3)), pad(words.attention_mask, (0, 3)))
     padded = FeatureCache(tmp_path, source, reader, reading_processor, TAPS, longer)
-    assert padded.language.folder != known.language.folder
+    assert padded.language.folders[0] != known.language.folders[0]
 
 
 def test_words_that_are_read_alone_are_not_cached(tmp_path, source, backbone, processor):

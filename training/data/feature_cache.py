@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ...modeling_priorvla.backbone_features import Backbone
 from ...modeling_priorvla.processing_priorvla import PriorVLAProcessor
-from .feature_files import FeatureFile
+from .feature_files import FeatureFile, LayeredFeatures
 from .instructions import Instructions
 from .observation_images import ObservationImages
 from .trajectory import TrajectorySource
@@ -23,9 +23,9 @@ from .trajectory import TrajectorySource
 class FeatureCache:
     """Features of one dataset's steps: `vision`, and with it `language` where a text is read after the image.
 
-    What features depend on is their key: the backbone's fingerprint and dtype, taps, image preprocessing, dataset
+    What features depend on is their key: the backbone's fingerprint and dtype, the tap, image preprocessing, dataset
     content, episodes, cameras; for language also the tokens of the instructions. See `FeatureFile` for what that
-    guarantees.
+    guarantees. Every tap has a file of its own, which caches of other taps share.
 
     Args:
         root: folder that holds caches.
@@ -71,20 +71,23 @@ class FeatureCache:
         self.first_entry = lengths.cumsum(0) - lengths
         key: dict[str, Any] = {
             "backbone": backbone.fingerprint,
-            "taps": list(self.taps),
             "preprocessing": json.loads(processor.image_processor.to_json_string()),
             "dataset": source.fingerprint,
             "episodes": [trajectory.episode_index for trajectory in source.trajectories],
             "cameras": cameras,
         }
-        steps, dtype, layers = int(lengths.sum()), backbone.dtype, len(self.taps)
-        image = (layers, len(cameras), backbone.tokens_per_image, backbone.vision_hidden_size)
-        self.vision = FeatureFile(root, "vision", key, steps, image, dtype)
-        self.language: FeatureFile | None = None
+        steps = int(lengths.sum())
+
+        def files(kind: str, key: dict[str, Any], shape: tuple[int, ...]) -> LayeredFeatures:
+            own = [FeatureFile(root, kind, key | {"tap": tap}, steps, shape, backbone.dtype) for tap in self.taps]
+            return LayeredFeatures(own)
+
+        self.vision = files("vision", key, (len(cameras), backbone.tokens_per_image, backbone.vision_hidden_size))
+        self.language: LayeredFeatures | None = None
         if instructions is not None and backbone.language_reads_vision:
-            text = (layers, instructions.input_ids.shape[1], backbone.text_hidden_size)
-            self.language = FeatureFile(root, "language", key | instructions.key(), steps, text, dtype)
-        self._files = [file for file in (self.vision, self.language) if file is not None]
+            text = (instructions.input_ids.shape[1], backbone.text_hidden_size)
+            self.language = files("language", key | instructions.key(), text)
+        self._files = [file for own in (self.vision, self.language) if own is not None for file in own.files]
 
     @property
     def bytes_per_step(self) -> int:

@@ -141,3 +141,26 @@ class FeatureFile:
 
 
 __all__ = ["FeatureFile"]
+
+
+class LayeredFeatures:
+    """Entries (T, *shape) of T layers, each layer in a `FeatureFile` of its own: who reads another choice of layers,
+    another host or rung, finds those that both read."""
+
+    def __init__(self, files: Sequence[FeatureFile]) -> None:
+        self.files = list(files)
+        self.entry_shape, self.dtype = (len(self.files), *self.files[0].entry_shape), self.files[0].dtype
+
+    @property
+    def folders(self) -> list[Path]:
+        """Of the layers, in their order."""
+        return [file.folder for file in self.files]
+
+    def write(self, entries: Tensor, values: Tensor) -> None:
+        """Keeps `values` (n, T, ...) of `entries` (n,), as every layer's `write`."""
+        for file, own in zip(self.files, values.unbind(1), strict=True):
+            file.write(entries, own)
+
+    def __getitem__(self, entries: Tensor) -> Tensor:
+        """(n, T, ...) of `entries` (n,), which must have been written."""
+        return torch.stack([file[entries] for file in self.files], dim=1)

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ...modeling_priorvla.backbone_features import Backbone
 from ...modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from .feature_cache import FeatureCache
-from .feature_files import FeatureFile
+from .feature_files import LayeredFeatures
 from .instructions import Instructions, encode_instructions
 from .observation_images import require_same_trajectories
 from .trajectory import TrajectorySource
@@ -132,7 +132,7 @@ def _place_among_processes() -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
-def _gathered(files: Sequence[FeatureFile], source: Tensor, entry: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _gathered(files: Sequence[LayeredFeatures], source: Tensor, entry: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The entries `entry` of the files at `source`, both (B,), as (B, *shape); cameras that a body lacks are zero."""
     owners = source.unique().tolist()
     if len(owners) == 1 and files[owners[0]].entry_shape == shape:
