@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from language import HOSTS, KNOBS, command, folder_name, suite_of
+from language import HOSTS, KNOBS, TWICE, command, folder_name, suite_of
 from language_trials import PICTURE, done_by
 from report_file import made_with, write_report
 from torch import Tensor
@@ -176,7 +176,6 @@ def main() -> None:
     parser.add_argument("--host", choices=HOSTS, default="cross")
     parser.add_argument("--knob", choices=KNOBS, default="one")
     parser.add_argument("--seed", type=int, default=6)
-    parser.add_argument("--trials", type=int, default=10, help="episodes of each kind, for the vision-action prior")
     parser.add_argument("--episodes", type=int, default=100, help="fresh demonstrations of each kind")
     parser.add_argument("--batches", type=int, default=32, help=f"for gradients, of {BATCH} windows")
     options = parser.parse_args()
@@ -185,7 +184,8 @@ def main() -> None:
     for needed in (shared / "demonstrations", folder / "sight", *(folder / folder_name(own) for own in ASKED)):
         if not needed.is_dir():
             raise SystemExit(f"{needed} is not there: run benchmarks/language.py on this machine first")
-    stride = json.loads((options.table / "settings.json").read_text(encoding="utf-8"))["frame_stride"]
+    settings = json.loads((options.table / "settings.json").read_text(encoding="utf-8"))
+    stride, trials = settings["frame_stride"], settings["trials"]
 
     def windows(model: PriorVLAModel, processor: PriorVLAProcessor, data: Path, cache: Path) -> ObservationDataset:
         sources, _ = load_sources([str(data)], frames=True)
@@ -201,7 +201,8 @@ def main() -> None:
 
     trained = suite_of(options.knob)
     result["sight"] = {
-        suite: done_by(folder / "sight", [suite], options.trials, options.seed)[suite] for suite in (trained, "seen")
+        suite: done_by(folder / "sight", [suite], count, options.seed)[suite]
+        for suite, count in ((trained, TWICE * trials), ("seen", trials))  # as language.py counts them, for `blind`
     }
     for suite, outcomes in result["sight"].items():
         kinds = ", ".join(f"{kind} {outcomes.count(kind)}" for kind in ("asked", "implied", "another", "nothing"))
@@ -232,7 +233,7 @@ def main() -> None:
             low, high = told["interval"]
             grown = f"{told['grows_by']:+.4f} ({low:+.4f} to {high:+.4f})"
             print(f"worth, {suite}, {training}: loss {told['loss']:.4f}, with others' words {grown}", flush=True)
-    asked = {name: getattr(options, name) for name in ("host", "knob", "seed", "trials", "episodes", "batches")}
+    asked = {name: getattr(options, name) for name in ("host", "knob", "seed", "episodes", "batches")}
     print(made_with(write_report(options.output_dir, {"kind": "language_causes", **asked, **result})))
 
 

@@ -56,7 +56,10 @@ def done_by(policy: Path, suites: Sequence[str], trials: int, seed: int, *, word
 
 
 def listening(policy: Path, scenes: int, seed: int) -> dict[str, float]:
-    """`language_sensitivity` where a fresh scene of `seen` begins, to another request that this scene allows."""
+    """`language_sensitivity` where a fresh scene of `seen` begins, to a request for the other thing of that scene.
+
+    Where a thing is to go shows in later actions than those of the first chunk.
+    """
     random = np.random.default_rng(seed)
     observations = []
     for task in ("seen/put", "seen/move"):
@@ -64,8 +67,8 @@ def listening(policy: Path, scenes: int, seed: int) -> dict[str, float]:
             for scene in range(scenes // 2):
                 observation, _ = table.reset(seed=start_seed(start_of(task, seed), FIRST_SCENE + scene))
                 assert table.episode is not None
-                asked = set(table.episode.requests)
-                others = [own for own in possible_requests("seen", table.episode.layout) if own not in asked]
+                (asked,) = table.episode.requests
+                others = [r for r in possible_requests("seen", table.episode.layout) if r.thing != asked.thing]
                 worded = [wording(own, str(random.choice(TEMPLATES[own.kind]))) for own in others]
                 seen = {"state": observation["state"], "images": dict(observation["images"])}
                 observations.append({**seen, "instruction": table.instruction, "alternatives": worded})

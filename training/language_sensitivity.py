@@ -148,7 +148,8 @@ def language_sensitivity(
             policy reads (see `ModelSampler`); one that names no embodiment is of the deployed policy's own. At late
             steps of an episode the image often decides what is done next: take steps from all of it. `alternatives`
             are other instructions that its scene allows, if they are known: of things that are not there a policy may
-            well take no notice.
+            well take no notice. They should ask for other actions within the chunk; what an instruction changes only
+            later does not show.
         paraphrases: instruction -> other words for it, one or several; what is not in it is reworded by
             `paraphrase_of`. One is drawn for each observation.
         samples: chunks for each instruction of each observation.

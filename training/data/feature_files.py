@@ -140,9 +140,6 @@ class FeatureFile:
         return None
 
 
-__all__ = ["FeatureFile"]
-
-
 class LayeredFeatures:
     """Entries (T, *shape) of T layers, each layer in a `FeatureFile` of its own: who reads another choice of layers,
     another host or rung, finds those that both read."""
@@ -164,3 +161,6 @@ class LayeredFeatures:
     def __getitem__(self, entries: Tensor) -> Tensor:
         """(n, T, ...) of `entries` (n,), which must have been written."""
         return torch.stack([file[entries] for file in self.files], dim=1)
+
+
+__all__ = ["FeatureFile", "LayeredFeatures"]
