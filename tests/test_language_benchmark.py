@@ -121,6 +121,9 @@ def test_the_claim_is_a_difference_over_the_same_starts() -> None:
     assert ["claim" in line for line in lines] == [True, False, False, False, False]
     assert all(line.endswith("+0 points (+0 to +0)") for line in lines)
     assert table.claims("one", arms[:1]) == []
+    told = told.replace(", longer", "")
+    beside = table.claims("one", [arms[0], cell("one stage", 16, 5)], table.AS_LONG_HEARD)
+    assert beside == [f"one: beside it: {told}, all 1 pairs: +50 points (+35 to +65)"]
 
 
 def test_the_claim_leaves_out_what_was_not_learned() -> None:
