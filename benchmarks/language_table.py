@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from language_trials import contradicted
 from report_file import made_with, write_report
 
-from priorvla.deployment.environments.tabletop_layouts import EXCEPTIONS, TEST_SUITES, blind_chance
+from priorvla.deployment.environments.tabletop_layouts import EXCEPTIONS, KINDS, TEST_SUITES, blind_chance
 from priorvla.hub_cards.intervals import wilson_interval
 from priorvla.hub_cards.plots import success_by_task
 from priorvla.training.chunk_distances import bootstrap_mean
@@ -23,6 +24,9 @@ EVERY_OTHER_READS = ("one stage", "one stage, longer", "two stages", "three rung
 CLAIM = ("two stages", "one stage, longer")  # the difference that the table is about
 AS_LONG_HEARD = ("two stages", "one stage")  # the same with as many steps under instructions, the earlier ones given
 CLAIM_SUITES = ("seen", "unseen-object")
+PARTS = ("thing", "place")  # of a request; words may contradict the layout in either
+SAID = tuple(suite for suite in TEST_SUITES if suite != "chained")  # where one request is made
+ASKS_ANOTHER = "where another {} is asked for than the layout implies"
 GATES = "gates, blind / reading (inserted ones begin at 0, all others at 1)"
 Results = list[dict[str, Any]]  # of one cell, a seed each
 
@@ -47,7 +51,9 @@ def row(results: Results) -> str:
     minutes = sum(result["core_minutes"] for result in results) / len(results)
     mark = "" if first["training"] == BLIND or all(map(learned, results)) else " **not learned**"
     trained = shown(count([result["trained"] for result in results]))
-    cells = [first["host"], first["training"] + mark, trained, silent, *suites, instead(results), listens(results)]
+    parts = [shown(count([against(result, part) for result in results])) for part in PARTS]
+    cells = [first["host"], first["training"] + mark, trained, silent, *suites, instead(results), *parts]
+    cells.append(listens(results))
     return f"| {' | '.join([*cells, open_gates(results), f'{minutes:.0f}'])} |"
 
 
@@ -55,6 +61,24 @@ def instead(results: Results) -> str:
     """What was done on `seen` where not what was asked for: what the layout implies, another request, nothing."""
     outcomes = Counter(outcome for result in results for outcome in result["suites"]["seen"])
     return " / ".join(f"{outcomes[kind] / outcomes.total():.0%}" for kind in ("implied", "another", "nothing"))
+
+
+def against(result: Mapping[str, Any], part: str, suites: Sequence[str] = SAID) -> list[str]:
+    """What was done where the words contradict the layout in a part: in which thing, or only in its place."""
+    return [outcome for _, outcome in by_start(result, suites, part)]
+
+
+def by_start(
+    result: Mapping[str, Any], suites: Sequence[str], part: str | None = None
+) -> list[tuple[tuple[Any, ...], str]]:
+    """Start and outcome of every episode of suites, or of those where the words contradict the layout in a part."""
+    chosen = []
+    for suite in suites:
+        outcomes, seed = result["suites"][suite], result["seed"]
+        parts = contradicted(suite, len(outcomes) // len(KINDS), seed)
+        both = zip(parts, outcomes, strict=True)
+        chosen += [((seed, suite, n), done) for n, (own, done) in enumerate(both) if part in (None, own)]
+    return chosen
 
 
 def listens(results: Results) -> str:
@@ -82,8 +106,13 @@ def open_gates(results: Results) -> str:
 
 
 def learned(result: Mapping[str, Any]) -> bool:
-    """Whether a policy does at least 70 % of what it was trained for."""
-    return enough(count([result["trained"]]))
+    """Whether a policy does at least 70 % of what it was trained for; of `many` instructions on `seen`, too."""
+    return done_as(result, "trained") and (result["knob"] != "many" or done_as(result, "seen"))
+
+
+def done_as(result: Mapping[str, Any], where: str) -> bool:
+    """Whether at least 70 % was done in scenes as in training, or in a suite."""
+    return enough(count([result["trained"] if where == "trained" else result["suites"][where]]))
 
 
 def enough(counts: tuple[int, int], most: float = 1.0) -> bool:
@@ -94,13 +123,12 @@ def enough(counts: tuple[int, int], most: float = 1.0) -> bool:
 def validity(knob: str, cells: list[Results]) -> list[str]:
     """What must hold for a table to say something, and whether it does."""
     policies = [results for results in cells if results[0]["training"] != BLIND]
-    kinds = {"as trained": [all(map(learned, results)) for results in policies]}
-    if knob == "many":
-        kinds["on seen"] = [enough(count([r["suites"]["seen"] for r in results])) for results in policies]
     lines = []
-    for where, done in kinds.items():
-        verdict = "valid" if all(done) else "INVALID for the others"
-        lines.append(f"learned: {sum(done)} of {len(done)} rows do at least {ENOUGH:.0%} {where}: {verdict}")
+    for where, told in {"trained": "as trained", "seen": "on seen"}.items():
+        if where == "trained" or knob == "many":
+            done = [all(done_as(result, where) for result in results) for results in policies]
+            verdict = "valid" if all(done) else "INVALID for the others"
+            lines.append(f"learned: {sum(done)} of {len(done)} rows do at least {ENOUGH:.0%} {told}: {verdict}")
     for host in dict.fromkeys(results[0]["host"] for results in cells):
         own = [results for results in cells if results[0]["host"] == host]
         lines += [f"{host}: {line}" for line in without_reading(knob, own)]
@@ -118,7 +146,9 @@ def without_reading(knob: str, cells: list[Results]) -> list[str]:
             if outcomes:
                 verdict = "valid" if enough(count(outcomes), most) else "INVALID: not learned"
                 who = name if name == BLIND else f"the prior of {name}"
-                lines.append(f"shortcut: {who} does {shown(count(outcomes))} as trained, {most:.0%} at best: {verdict}")
+                seeds = f", by seed {', '.join(f'{count([own])[0]}' for own in outcomes)}" * (len(outcomes) > 1)
+                told = f"{shown(count(outcomes))} as trained{seeds}, {most:.0%} at best"
+                lines.append(f"shortcut: {who} does {told}: {verdict}")
     if BLIND not in never:
         return [*lines, f"{BLIND}: not measured, so that nobody knows whether the table is valid"]
     for suite in TEST_SUITES[:4]:
@@ -130,50 +160,59 @@ def without_reading(knob: str, cells: list[Results]) -> list[str]:
 
 
 def premise(knob: str, results: Results) -> list[str]:
-    """Whether there is what two stages are to cure: where a layout implies a request, does one stage do that one?"""
-    one = [result["suites"]["seen"] for result in results if result["training"] == CLAIM[1]]
-    if knob not in BLIND_CAN or not one:
-        return []
-    outcomes = Counter(outcome for own in one for outcome in own)
-    told = ", ".join(f"{kind} {outcomes[kind]}" for kind in ("asked", "implied", "another", "nothing"))
-    verdict = "follows the shortcut" if outcomes["implied"] > outcomes["asked"] else "does not follow the shortcut"
-    return [f"{knob}: premise: {CLAIM[1]}, on seen: {told} of {outcomes.total()}: {verdict}"]
+    """Whether there is what two stages are to cure: where the words contradict the layout, which does one stage follow?
+
+    Counted are episodes in which it did what was asked or what is implied; those in which it did neither say nothing.
+    """
+    one = [result for result in results if result["training"] == CLAIM[1]]
+    lines = []
+    for part in PARTS if knob in BLIND_CAN and one else ():
+        outcomes = Counter(outcome for own in one for outcome in against(own, part))
+        asked, either = outcomes["asked"], outcomes["asked"] + outcomes["implied"]
+        low, high = wilson_interval(asked, either) if either else (0.0, 1.0)
+        verdict = "follows the layout" if high < 0.5 else "follows the words" if low > 0.5 else "undecided"
+        told = ", ".join(f"{kind} {outcomes[kind]}" for kind in ("asked", "implied", "another", "nothing"))
+        lines.append(f"{knob}: premise: {CLAIM[1]}, {ASKS_ANOTHER.format(part)}: {told}: {verdict}")
+    return lines
 
 
 def claims(knob: str, results: Results, compared: tuple[str, str] = CLAIM) -> list[str]:
-    """What paper B claims, as a difference over the same starts: of all together, and beside it by host and by seed.
+    """What paper B claims, as a difference over the same starts: of all together, and beside it by host, by seed, and
+    where words contradict the layout.
 
-    Of pairs that both learned: what a policy that did not says is nothing about language.
+    Of pairs that both learned, for what a policy that did not says is nothing about language; and once of all.
     """
-    told = " minus ".join(compared)
     arms = {(r["training"], r["host"], r["seed"]): r for r in results}
-    pairs = [
-        (host, seed) for training, host, seed in arms if training == compared[0] and (compared[1], host, seed) in arms
-    ]
+    pairs = [(h, seed) for training, h, seed in arms if training == compared[0] and (compared[1], h, seed) in arms]
     good = [pair for pair in pairs if all(learned(arms[training, *pair]) for training in compared)]
-    chosen = {f"all {len(good)} pairs" + f" that learned, of {len(pairs)}" * (len(good) < len(pairs)): good}
-    for part, name in ((0, "{}"), (1, "seed {}")):
-        values = dict.fromkeys(pair[part] for pair in good)
-        if len(values) > 1:
-            chosen |= {name.format(value): [pair for pair in good if pair[part] == value] for value in values}
-    lines = []
-    for place, (name, own) in enumerate(chosen.items()):
-        differences, starts = [], []
+    on, told = " and ".join(CLAIM_SUITES), " minus ".join(compared)
+    if pairs and not good:
+        return [f"{knob}: {told}: none of {len(pairs)} pairs learned both"]
+
+    def difference(own: list[tuple[str, int]], suites: Sequence[str], part: str | None = None) -> str:
+        starts, differences = [], []
         for host, seed in own:
-            for suite in CLAIM_SUITES:
-                both = zip(*(arms[training, host, seed]["suites"][suite] for training in compared), strict=True)
-                for trial, (one, other) in enumerate(both):
-                    differences.append((one == "asked") - (other == "asked"))
-                    starts.append(f"{seed}/{suite}/{trial}")
-        if differences:
-            mean = bootstrap_mean(differences, starts, draws=2000)
-            low, high = (round(100 * end) for end in mean.interval)
-            kind = "claim" if place == 0 and knob in BLIND_CAN and compared == CLAIM else "beside it"
-            points = f"{100 * mean.value:+.0f} points ({low:+d} to {high:+d})"
-            lines.append(f"{knob}: {kind}: {told} on {' and '.join(CLAIM_SUITES)}, {name}: {points}")
-        elif pairs and not place:
-            lines.append(f"{knob}: {told}: none of {len(pairs)} pairs learned both")
-    return lines
+            one, other = (by_start(arms[training, host, seed], suites, part) for training in compared)
+            starts += ["/".join(map(str, start)) for start, _ in one]
+            differences += [(a == "asked") - (b == "asked") for (_, a), (_, b) in zip(one, other, strict=True)]
+        mean = bootstrap_mean(differences, starts, draws=2000)
+        low, high = (round(100 * end) for end in mean.interval)
+        return f"{100 * mean.value:+.0f} points ({low:+d} to {high:+d})"
+
+    if not pairs:
+        return []
+    some = len(good) < len(pairs)
+    kind = "claim" if knob in BLIND_CAN and compared == CLAIM else "beside it"
+    whole = f"all {len(good)} pairs" + f" that learned, of {len(pairs)}" * some
+    lines = [f"{knob}: {kind}: {told} on {on}, {whole}: {difference(good, CLAIM_SUITES)}"]
+    chosen = {f"on {on}, all {len(pairs)} pairs, learned or not": (pairs, CLAIM_SUITES, None)} if some else {}
+    for place, name in ((0, "{}"), (1, "seed {}")):
+        values = dict.fromkeys(pair[place] for pair in good)
+        if len(values) > 1:
+            own = {value: [pair for pair in good if pair[place] == value] for value in values}
+            chosen |= {f"on {on}, {name.format(v)}": (pairs_of, CLAIM_SUITES, None) for v, pairs_of in own.items()}
+    chosen |= {ASKS_ANOTHER.format(part): (good, SAID, part) for part in PARTS}
+    return lines + [f"{knob}: beside it: {told} {name}: {difference(*asked)}" for name, asked in chosen.items()]
 
 
 def report(folder: Path, settings: Mapping[str, Any], results: Sequence[dict[str, Any]]) -> None:
@@ -186,7 +225,8 @@ def report(folder: Path, settings: Mapping[str, Any], results: Sequence[dict[str
         lines += [*validity(knob, cells), *premise(knob, of_knob)]
         lines += [*claims(knob, of_knob), *claims(knob, of_knob, AS_LONG_HEARD)[:1]]
         heads = ["host", "training", "as trained", "without words", *TEST_SUITES, "`seen`: implied / another / nothing"]
-        heads += ["listens, x chance", GATES, "core minutes"]
+        heads += [f"asked for another {part} than implied" for part in PARTS]
+        heads += ["listens to which thing, x chance", GATES, "core minutes"]
         print(f"\n{knob} instruction{'s' * (knob == 'many')} a training scene\n\n| {' | '.join(heads)} |")
         print("|" + "---|" * len(heads))
         print("\n".join(map(row, cells)))

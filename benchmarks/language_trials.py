@@ -11,7 +11,7 @@ import numpy as np
 from priorvla.deployment.environments.registry import expand_tasks, list_tasks
 from priorvla.deployment.environments.tabletop_env import TabletopEnv
 from priorvla.deployment.environments.tabletop_grammar import TEMPLATES, wording
-from priorvla.deployment.environments.tabletop_layouts import possible_requests
+from priorvla.deployment.environments.tabletop_layouts import draw_episode, implied_request, possible_requests
 from priorvla.deployment.environments.trial_starts import start_seed
 from priorvla.deployment.evaluation import evaluate_policy
 from priorvla.deployment.policy import PriorVLAPolicy
@@ -29,6 +29,21 @@ def start_of(task: str, seed: int) -> int:
     With one seed for all, trial 3 of `seen/put` and of `seen/move` would be the same scene.
     """
     return 1_000 * NUMBERS[task] + seed
+
+
+@cache
+def contradicted(suite: str, trials: int, seed: int) -> list[str]:
+    """What the words of each of `done_by`'s episodes say otherwise than the layout implies: which `thing` is meant;
+    only at which `place` it goes; or `nothing`."""
+    told = []
+    for task in expand_tasks("tabletop", [suite]):
+        for trial in range(trials):
+            random = np.random.default_rng(start_seed(start_of(task, seed), trial))
+            episode = draw_episode(suite, task.partition("/")[2], random)
+            asked, implied = episode.requests[0], implied_request(episode.layout)
+            same = asked.thing == implied.thing
+            told.append("thing" if not same else "place" if asked.place != implied.place else "nothing")
+    return told
 
 
 def done_by(policy: Path, suites: Sequence[str], trials: int, seed: int, *, words: bool = True) -> dict[str, list[str]]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from priorvla.deployment.environments.tabletop_layouts import TEST_SUITES
+from priorvla.deployment.environments.tabletop_env import TabletopEnv
+from priorvla.deployment.environments.tabletop_layouts import TEST_SUITES, implied_request
+from priorvla.deployment.environments.trial_starts import start_seed
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -46,7 +49,8 @@ def test_a_row_that_did_not_learn_is_marked_and_so_is_the_table() -> None:
     table = importlib.import_module("language_table")
     good, bad = cell("one stage", 15, 12), cell("two stages", 13, 12)
     blind = cell(table.BLIND, 3, 3)
-    assert "**not learned**" in table.row([bad]) and "**not learned**" not in table.row([good])
+    assert "**not learned**" in table.row([bad]) and "**not learned**" not in table.row([{**good, "knob": "one"}])
+    assert "**not learned**" in table.row([good])  # where training asks for anything, `seen` is learned, too
     as_trained, on_seen = table.validity("many", [[good], [bad], [blind]])[:2]
     assert "1 of 2 rows" in as_trained and "INVALID" in as_trained
     assert "0 of 2 rows do at least 70% on seen: INVALID" in on_seen
@@ -74,17 +78,41 @@ def test_a_prior_that_was_not_done_is_told() -> None:
     assert verdict(14).endswith(": valid") and verdict(13).endswith("INVALID: not learned")
 
 
-def test_the_premise_is_that_one_stage_follows_the_shortcut() -> None:
-    table = importlib.import_module("language_table")
-    done = ["asked"] * 5 + ["implied"] * 6 + ["nothing"] * 9
-    tempted = cell("one stage, longer", 20, 0, suites=dict.fromkeys(TEST_SUITES, done))
-    line = table.premise("mostly-one", [tempted, cell("two stages", 20, 20)])
-    assert line == [
-        "mostly-one: premise: one stage, longer, on seen: asked 5, implied 6, another 0, nothing 9 of 20: "
-        "follows the shortcut"
-    ]
-    assert "does not follow" in table.premise("one", [cell("one stage, longer", 20, 9)])[0]
-    assert table.premise("many", [tempted]) == []
+def test_the_premise_is_what_one_stage_follows_where_the_words_contradict_the_layout() -> None:
+    table, trials = (importlib.import_module(name) for name in ("language_table", "language_trials"))
+    parts = trials.contradicted("seen", 10, 0)
+    done = [{"thing": "implied", "place": "asked", "nothing": "asked"}[part] for part in parts]
+    deaf = cell(table.CLAIM[1], 20, 0, "one", suites={suite: [] for suite in table.SAID} | {"seen": done})
+    which, where = table.premise("one", [deaf, cell("two stages", 20, 20, "one")])
+    things, places = parts.count("thing"), parts.count("place")
+    assert which == (
+        "one: premise: one stage, longer, where another thing is asked for than the layout implies: "
+        f"asked 0, implied {things}, another 0, nothing 0: follows the layout"
+    )
+    assert f"asked {places}, implied 0" in where and where.endswith(": follows the words")
+    either = cell(table.CLAIM[1], 20, 10, "one")
+    assert all(
+        line.endswith(": undecided")
+        for line in table.premise(
+            "one", [{**either, "suites": {suite: ["asked", "implied"] * 10 for suite in TEST_SUITES}}]
+        )
+    )
+    assert table.premise("many", [deaf]) == [] == table.premise("one", [cell("two stages", 20, 20, "one")])
+
+
+def test_words_contradict_a_layout_as_its_episode_says() -> None:
+    trials = importlib.import_module("language_trials")
+    parts = trials.contradicted("seen", 10, 3)
+    assert set(parts) == {"thing", "place", "nothing"} and len(parts) == 20
+    told = []
+    for task in ("seen/move", "seen/put"):
+        with TabletopEnv(task, image_size=32) as table:
+            for trial in range(10):
+                table.reset(seed=start_seed(trials.start_of(task, 3), trial))
+                (asked,), implied = table.episode.requests, implied_request(table.episode.layout)
+                told.append((asked.thing != implied.thing, asked.place != implied.place))
+    assert parts == ["thing" if thing else "place" if place else "nothing" for thing, place in told]
+    assert set(trials.contradicted("one-instruction", 5, 0)) == {"nothing"}
 
 
 def test_a_scene_that_gives_its_answer_away_makes_the_table_invalid() -> None:
@@ -108,36 +136,47 @@ def test_a_shortcut_that_nobody_learns_makes_the_table_invalid() -> None:
 
 def test_the_claim_is_a_difference_over_the_same_starts() -> None:
     table = importlib.import_module("language_table")
-    arms = [cell("two stages", 16, 15), cell("one stage, longer", 16, 5)]
+    arms = [cell("two stages", 16, 15, "one"), cell("one stage, longer", 16, 5, "one")]
     told = "two stages minus one stage, longer on seen and unseen-object"
-    assert table.claims("many", arms) == [f"many: beside it: {told}, all 1 pairs: +50 points (+35 to +65)"]
-    assert table.claims("one", arms) == [f"one: claim: {told}, all 1 pairs: +50 points (+35 to +65)"]
-    same = [cell("two stages", 16, 5, host=host, seed=seed) for host in ("cross", "gated") for seed in (1, 2)]
+    whole, which, where = table.claims("one", arms)
+    assert whole == f"one: claim: {told}, all 1 pairs: +50 points (+35 to +65)"
+    for line, part in ((which, "thing"), (where, "place")):
+        gained = [suite[n] == part for suite in contradictions(table.SAID) for n in range(5, 15)]
+        asked = [own == part for suite in contradictions(table.SAID) for own in suite]
+        assert f"beside it: two stages minus one stage, longer where another {part} is asked for" in line
+        assert f": {100 * sum(gained) / sum(asked):+.0f} points" in line
+    same = [cell("two stages", 16, 15, host=host, seed=seed) for host in ("cross", "gated") for seed in (1, 2)]
     same += [{**own, "training": "one stage, longer"} for own in same]
-    lines = table.claims("one", same)
-    assert [line.partition("object, ")[2].partition(":")[0] for line in lines] == [
-        *("all 4 pairs", "cross", "gated", "seed 1", "seed 2")
-    ]
-    assert ["claim" in line for line in lines] == [True, False, False, False, False]
+    lines = table.claims("many", same)
+    names = [line.partition("object, ")[2].partition(":")[0] for line in lines]
+    assert names == ["all 4 pairs", "cross", "gated", "seed 1", "seed 2", "", ""]
+    assert not any("claim" in line for line in lines)
     assert all(line.endswith("+0 points (+0 to +0)") for line in lines)
     assert table.claims("one", arms[:1]) == []
-    told = told.replace(", longer", "")
-    beside = table.claims("one", [arms[0], cell("one stage", 16, 5)], table.AS_LONG_HEARD)
-    assert beside == [f"one: beside it: {told}, all 1 pairs: +50 points (+35 to +65)"]
+    beside = table.claims("one", [arms[0], cell("one stage", 16, 5, "one")], table.AS_LONG_HEARD)
+    assert beside[0] == f"one: beside it: {told.replace(', longer', '')}, all 1 pairs: +50 points (+35 to +65)"
+
+
+def contradictions(suites: Sequence[str]) -> list[list[str]]:
+    """Of the starts of cells of seed 0."""
+    return [importlib.import_module("language_trials").contradicted(suite, 10, 0) for suite in suites]
 
 
 def test_the_claim_leaves_out_what_was_not_learned() -> None:
     table = importlib.import_module("language_table")
-    good = [cell("two stages", 16, 15), cell("one stage, longer", 16, 5)]
-    bad = [cell("two stages", 13, 20, seed=1), cell("one stage, longer", 16, 0, seed=1)]
-    (line,) = table.claims("one", good + bad)
-    assert line.endswith("all 1 pairs that learned, of 2: +50 points (+35 to +65)")
+    good = [cell("two stages", 16, 15, "one"), cell("one stage, longer", 16, 5, "one")]
+    bad = [cell("two stages", 13, 20, "one", seed=1), cell("one stage, longer", 16, 0, "one", seed=1)]
+    learned, every, *_ = table.claims("one", good + bad)
+    assert learned.endswith("all 1 pairs that learned, of 2: +50 points (+35 to +65)")
+    assert "all 2 pairs, learned or not: +75 points" in every and "beside it" in every
     assert table.claims("one", bad) == ["one: two stages minus one stage, longer: none of 1 pairs learned both"]
+    unseen = [{**own, "knob": "many"} for own in good]  # one stage does 5 of 20 of what many instructions taught it
+    assert "none of 1 pairs learned both" in table.claims("many", unseen)[0]
 
 
 def test_hosts_share_their_starts_so_that_more_hosts_are_no_more_starts() -> None:
     table = importlib.import_module("language_table")
-    arms = [cell("two stages", 16, 15), cell("one stage, longer", 16, 5)]
+    arms = [cell("two stages", 16, 15, "one"), cell("one stage, longer", 16, 5, "one")]
     three = [{**own, "host": host} for own in arms for host in ("cross", "joint", "gated")]
     assert "+50 points (+35 to +65)" in table.claims("one", three)[0]
 
@@ -149,7 +188,8 @@ def test_a_row_says_what_was_done_instead_and_which_gates_are_open() -> None:
     listening = {f"language_sensitivity/swap{end}": value for end, value in (("", 2.0), ("_low", 1.2), ("_high", 3.5))}
     known = {"suites": dict.fromkeys(TEST_SUITES, done), "gates": gates, "listening": listening}
     two, one = (table.row([cell(training, 16, 0, **known)]) for training in ("two stages", table.ALL_READ))
-    assert "| 30% / 15% / 5% | 2.0 (1.2 to 3.5) | cross 0.50 / 0.10 | 3 |" in two
+    which, where = (table.shown(table.count([table.against(cell("any", 16, 0, **known), own)])) for own in table.PARTS)
+    assert f"| 30% / 15% / 5% | {which} | {where} | 2.0 (1.2 to 3.5) | cross 0.50 / 0.10 | 3 |" in two
     assert "| cross 0.37 | 3 |" in one
 
 
