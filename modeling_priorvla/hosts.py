@@ -189,7 +189,11 @@ class SeeingLayer(ExpertLayer):
 
     @torch.no_grad()
     def start_absent(self) -> None:
-        """Starts as if it were not there; its action tokens' gates are zero at birth (gates of the form `zero`)."""
+        """Starts as if it were not there (gates of the form `zero`), whatever weights it has."""
+        for part in (self.modulation.weight, self.modulation.bias):
+            _, _, attn_gate, _, _, mlp_gate = part.chunk(6)
+            attn_gate.zero_()
+            mlp_gate.zero_()
         for name in ("context_attn_gate", "context_mlp_gate"):
             if hasattr(self, name):
                 getattr(self, name).weight.zero_()

@@ -25,7 +25,7 @@ from .fusion import FusionTransformer, QueryTail
 from .hosts import Gate, HostMemory, SeeingLayer, Sight, host_layers
 from .modeling_action_prior import ActionPriorModel
 from .motion_model import FlowPrediction
-from .transfer import TransferReport, transfer_parameters
+from .transfer import TransferReport, copy_created, transfer_parameters
 
 logger = logging.get_logger(__name__)
 
@@ -145,9 +145,10 @@ class PriorVLAModel(BackbonePreTrainedModel):
         """A VLA that begins as the vision-action prior it comes from, to the bit, and can learn to listen (paper B).
 
         New layers that read the instruction stand `before` or `after` each inherited one; those keep their taps and
-        never read it. With gates of the form `zero` the new layers start without any effect. With insertion "token"
-        there are none, and the inherited layers read the instruction at once (paper B's ablation, which changes the
-        output).
+        never read it. A new layer begins as a copy of the inherited one beside it, so that it need not learn to see
+        again (our choice, measured in docs/language.md; how the paper's begin we do not know), and with gates of the
+        form `zero` without any effect. With insertion "token" there are none, and the inherited layers read the
+        instruction at once (paper B's ablation, which changes the output).
 
         Args:
             prior: a model with `language=False`, or the folder or Hub id of one.
@@ -181,9 +182,16 @@ class PriorVLAModel(BackbonePreTrainedModel):
             return ".".join(parts)
 
         model.transfer_report = transfer_parameters(seeing, model, name, rename)
-        for index, layer in enumerate(model.expert.layers):
-            if index not in places:
-                cast(SeeingLayer, layer).start_absent()
+        layers, beside = cast(list[SeeingLayer], model.expert.layers), {}
+        inserted = [index for index in range(len(layers)) if index not in places]
+        for index in inserted:
+            neighbour = index - 1 if insertion == "after" else index + 1
+            beside[f"expert.layers.{index}."] = f"expert.layers.{neighbour}."
+            for part in ("vision_proj", "vision_norm"):
+                beside[f"memory.{part}.{layers[index].tap}."] = f"memory.{part}.{layers[neighbour].tap}."
+        copy_created(model, model.transfer_report, beside)
+        for index in inserted:
+            layers[index].start_absent()
         shared = seeing.backbone if model.config.backbone_training == "frozen" else None
         if shared is not None and shared.last_layer >= model.config.taps[-1]:
             model.attach_backbone(shared)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,15 +11,20 @@ from torch import nn
 
 @dataclass
 class TransferReport:
-    """Names of tensors, as the new model calls them: `loaded` from the prior, `created` fresh, `left` in the prior."""
+    """Names of tensors, as the new model calls them: `loaded` from the prior, `created`, `left` in the prior.
+
+    Of those created, `copied` begin as copies of loaded ones, the others fresh.
+    """
 
     source: str
     loaded: list[str] = field(default_factory=list)
     created: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    copied: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        counts = f"{len(self.loaded)} tensors loaded, {len(self.created)} created, {len(self.left)} left"
+        copies = f" ({len(self.copied)} of them as copies)" * bool(self.copied)
+        counts = f"{len(self.loaded)} tensors loaded, {len(self.created)} created{copies}, {len(self.left)} left"
         return f"transfer from {self.source}: {counts}"
 
 
@@ -54,4 +59,20 @@ def transfer_parameters(
     )
 
 
-__all__ = ["TransferReport", "transfer_parameters"]
+@torch.no_grad()
+def copy_created(model: nn.Module, report: TransferReport, beside: Mapping[str, str]) -> None:
+    """Lets tensors that were created begin as copies, which the report then says.
+
+    `beside`: how names of new ones begin -> how those of the old ones begin that they are copies of. What has no such
+    tensor beside it stays fresh.
+    """
+    tensors = model.state_dict()
+    for new, old in beside.items():
+        for name in report.created:
+            source = old + name.removeprefix(new)
+            if name.startswith(new) and source in tensors:
+                tensors[name].copy_(tensors[source])
+                report.copied.append(name)
+
+
+__all__ = ["TransferReport", "copy_created", "transfer_parameters"]

@@ -148,6 +148,31 @@ def test_a_policy_begins_as_its_vision_action_prior_to_the_bit(fusion, start, in
     assert inherited == prior.config.expert.tap_layers
 
 
+@pytest.mark.parametrize("insertion", ["before", "after"])
+@pytest.mark.parametrize("fusion", HOSTS)
+def test_an_inserted_layer_begins_as_the_one_beside_it_but_for_its_gates_and_words(fusion, insertion):
+    prior = awake(make_host(fusion, "random", language=False))
+    policy = PriorVLAModel.from_vision_action_prior(prior, insertion=insertion)
+    tensors, report = policy.state_dict(), policy.transfer_report
+    fresh = set(report.created) - set(report.copied)
+    assert fresh and all("words" in name or "gate" in name for name in fresh)
+    assert set(report.copied) < set(report.created)
+    assert f"created ({len(report.copied)} of them as copies)" in str(report)
+    for first in (0, 2):
+        own, other = (first + 1, first) if insertion == "after" else (first, first + 1)
+        for name in (name for name in report.copied if name.startswith(f"expert.layers.{own}.") and "gate" not in name):
+            beside = tensors[name.replace(f"layers.{own}.", f"layers.{other}.")]
+            if "modulation" in name:
+                for part, theirs in zip(tensors[name].chunk(6), beside.chunk(6), strict=True):
+                    assert torch.equal(part, theirs) or not part.any()
+            else:
+                assert torch.equal(tensors[name], beside), name
+    assert all(tensors[name].any() for name in report.copied if "_proj" in name)
+    for name, tensor in prior.state_dict().items():
+        if name.startswith("memory."):
+            assert torch.equal(tensors[name], tensor)  # those of an inherited tap stay, whatever reads them too
+
+
 def _layout(model: PriorVLAModel) -> tuple[list[str], list[int]]:
     return model.config.expert.expert_layers, model.config.expert.tap_layers
 
