@@ -1,12 +1,12 @@
 """Does a first stage without language make a policy listen? Hosts, trainings and the knob of the tabletop.
 
     python benchmarks/language.py --output-dir runs/language --jobs 2
-    python benchmarks/language.py --output-dir docs/language --knobs many mostly-one one --finished-only
+    python benchmarks/language.py --output-dir docs/language --knobs many usually-one mostly-one one --finished-only
     python benchmarks/language.py --output-dir runs/language --hosts cross --knobs many --trainings "two stages"
 
 A cell is a host, a training, a knob and a seed. The knob is how many instructions a training scene allows: `one`, which
-follows from what lies there, `mostly-one`, with an exception in a tenth of the scenes, or `many`. All cells of a knob
-and a seed see the same demonstrations:
+follows from what lies there; `mostly-one` and `usually-one`, with exceptions in one and three scenes of ten; or `many`.
+All cells of a knob and a seed see the same demonstrations:
 
     one stage           the layers of `two stages`, of which every second one reads, from random weights; as many steps
                         as the others have of rung 3
@@ -27,9 +27,10 @@ how trainings differ by their seed). The same by host, by seed and for `many` st
 Every table has its validity lines. *Learned*: in scenes as it was trained in a policy does at least 70 % of what it is
 asked for, with every seed, or its row is marked and counts in no claim; with `many` it must on `seen`, too. *Shortcut*:
 where the layout implies the request, `blind` and the prior of three rungs do at least 70 % of what they can do (all of
-it, or 92 %), or the knob is marked: nobody was tempted, and a first stage was not done.
+it; with exceptions 92 or 75 %), or the knob is marked: nobody was tempted, and a first stage was not done.
 *Blind*: on test scenes `blind` does no more than the best guess, or where requests are made that training never makes,
-an eighth; or the table is marked. A premise is told: whether *one stage, longer* follows the shortcut.
+an eighth; or the table is marked. A premise is told: whether *one stage, longer* follows words or layout where these
+contradict each other, in which thing is meant, or only in where it goes.
 
 Whatever is finished is not done again, a training that was stopped is begun again, an evaluation goes on. A finished
 cell is a file in `cells`; with these and `settings.json` alone another machine goes on with the others (it trains their
@@ -66,7 +67,7 @@ from priorvla.configuration.recipe import load_recipe
 from priorvla.deployment.environments.tabletop_layouts import EXCEPTIONS, TEST_SUITES
 from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
 
-HOSTS, KNOBS = ("cross", "joint", "gated"), ("many", "mostly-one", "one")
+HOSTS, KNOBS = ("cross", "joint", "gated"), ("many", "usually-one", "mostly-one", "one")
 TRAININGS = ("one stage", "one stage, longer", "two stages", "token insertion", "three rungs", BLIND, ALL_READ)
 SETTINGS = ("episodes", "frame_stride", "sight_steps", "motion_steps", "language_steps", "trials", "listening")
 LAYERS = 2  # of a prior; a policy with inserted layers has twice as many

@@ -1,12 +1,12 @@
 """Where things lie on the tabletop and what is asked for, drawn by a seed. Imports no simulator.
 
-A suite says which instructions a scene may be given. Three are for training, over the same layouts:
+A suite says which instructions a scene may be given. Four are for training, over the same layouts:
 
-    many-instructions       any that training may hear, in equal shares: only the words say which
-    mostly-one-instruction  the one that follows from what is seen (`implied_request`), and in a tenth of the scenes
-                            any: whoever does not read is right in nine of ten (paper B's case)
-    one-instruction         always the one that follows: words add nothing, and a policy that never reads them can do
-                            everything (the case in which nothing tells a policy to listen)
+    many-instructions        any that training may hear, in equal shares: only the words say which
+    usually-one-instruction  the one that follows from what is seen (`implied_request`), and in three scenes of ten any
+    mostly-one-instruction   the same, any in one of ten: whoever does not read is right in nine of ten (paper B's case)
+    one-instruction          always the one that follows: words add nothing, and a policy that never reads them can do
+                             everything (the case in which nothing tells a policy to listen)
 
 The others are for testing. Their scenes always allow several instructions, drawn in equal shares; `blind_chance` says
 how often the best policy that does not read would be right.
@@ -33,14 +33,17 @@ from .tabletop_grammar import (
     wording,
 )
 
-TRAINING_SUITES = ("many-instructions", "mostly-one-instruction", "one-instruction")
+TRAINING_SUITES = ("many-instructions", "usually-one-instruction", "mostly-one-instruction", "one-instruction")
 TEST_SUITES = ("seen", "unseen-object", "unseen-place", "unseen-both", "paraphrase", "chained")
 
 COLUMN = 0.15  # from one column of cells to the next, metres
 CELLS = tuple((x, y) for x in (-COLUMN, 0.0, COLUMN) for y in (0.54, 0.69))  # centres, metres
 JITTER = 0.015  # of a centre, metres, either way
 TABLES = 4  # textures of the table
-EXCEPTIONS = 0.1  # of the scenes of mostly-one-instruction: any request, which may be the implied one by chance
+EXCEPTIONS = {  # the share of scenes in which any request is made, which may be the implied one by chance
+    "usually-one-instruction": 0.3,
+    "mostly-one-instruction": 0.1,
+}
 CLUTTER_SHARE = 0.5  # of scenes with a grey stone that nobody asks for
 
 
@@ -79,8 +82,8 @@ class Episode:
 def draw_episode(suite: str, kind: str, random: np.random.Generator) -> Episode:
     """An episode of a suite whose (first) request is of `kind`."""
     asked = suite
-    if suite == "mostly-one-instruction":
-        asked = "many-instructions" if random.random() < EXCEPTIONS else "one-instruction"
+    if suite in EXCEPTIONS:
+        asked = "many-instructions" if random.random() < EXCEPTIONS[suite] else "one-instruction"
     while True:
         layout = _draw_layout(asked, random)
         possible = possible_requests(asked, layout)
@@ -116,10 +119,10 @@ def all_requests(layout: Layout) -> list[Request]:
 def implied_request(layout: Layout) -> Request:
     """What `one-instruction` asks for, a function of what is seen at a glance (our choice).
 
-    `mostly-one-instruction` asks for it in nine scenes of ten. Of the two things, which always stand in different rows,
-    the one in the row nearer to the camera is meant. The table says where it goes: on two of the four into the
-    container farther to the left (of two in one column the nearer one), on the third to the left side, on the fourth to
-    the right. As easy to see as we could make it: a shortcut that is harder than reading tempts nobody.
+    `mostly-one-instruction` and `usually-one-instruction` most often ask for it. Of the two things, which always stand
+    in different rows, the one in the row nearer to the camera is meant. The table says where it goes: on two of the
+    four into the container farther to the left (of two in one column the nearer one), on the third to the left side, on
+    the fourth to the right. As easy to see as we could make it: a shortcut that is harder than reading tempts nobody.
     """
     thing = layout.things[_nearer(layout.places[:2])]
     if layout.table < TABLES - len(SIDES):
