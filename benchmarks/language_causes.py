@@ -9,8 +9,8 @@ Asked of one host, knob and seed whose trainings still lie in the table's folder
                never makes, and in paraphrases.
     sight      Was rung 2 done? What the vision-action prior does in fresh scenes as it was trained in, and on `seen`.
     gradients  Do they reach the layers that read? Norms of the loss's gradient by kind of layer, gates apart, where
-               rung 3 begins and where it ends, on the windows that it is trained on. Behind a shut gate nothing but
-               the gate has one, by construction.
+               rung 3 begins and where it ends, on the windows that it is trained on. Behind shut gates only these have
+               one, by construction (those of action tokens are rows of the modulation, and count as weights).
     worth      How much does the loss grow when windows of fresh demonstrations are given the words of other scenes?
                Same noise, a 95 % bootstrap interval over groups of episodes: in scenes as in training, and in
                `many-instructions`. The other words may name what is not there: that they matter is not that the right

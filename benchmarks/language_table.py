@@ -18,8 +18,7 @@ from priorvla.training.chunk_distances import bootstrap_mean
 BLIND, ALL_READ = "blind", "all layers read"
 ENOUGH = 0.7  # of what a policy was trained for, to say that it was learned
 BY_CHANCE = 1 / 8  # two things, four places: where requests are made that training never makes
-REST = 1 - blind_chance("many-instructions")  # of what is asked for there nobody can do without reading
-BLIND_CAN = {suite.removesuffix("-instruction"): 1 - share * REST for suite, share in {**EXCEPTIONS, "one": 0}.items()}
+BLIND_CAN = {suite.removesuffix("-instruction"): blind_chance(suite) for suite in (*EXCEPTIONS, "one-instruction")}
 SHORTCUT = {BLIND: "trained", "three rungs": "prior"}  # training -> what never reads did as it was trained
 EVERY_OTHER_READS = ("one stage", "one stage, longer", "two stages", "three rungs")
 CLAIM = ("two stages", "one stage, longer")  # the difference that the table is about

@@ -134,8 +134,11 @@ def blind_chance(suite: str, scenes: int = 2000) -> float:
     """How often the best policy that knows everything but the instruction would do what was asked for.
 
     The mean of 1 / (instructions that the scene may be given) over `scenes` draws of the suite, all kinds in equal
-    shares; of `chained` those of the first step.
+    shares; of `chained` those of the first step. Where one follows from what is seen but for exceptions, that one is
+    the best guess.
     """
+    if suite in EXCEPTIONS:
+        return 1 - EXCEPTIONS[suite] * (1 - blind_chance("many-instructions", scenes))
     random = np.random.default_rng(0)
     chances = []
     for index in range(scenes):
