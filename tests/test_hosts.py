@@ -165,6 +165,10 @@ def test_an_inserted_layer_begins_as_the_one_beside_it_but_for_its_gates_and_wor
             assert torch.equal(part, theirs) or (size == 6 and not part.any()), name
 
 
+def _layout(model: PriorVLAModel) -> tuple[list[str], list[int]]:
+    return model.config.expert.expert_layers, model.config.expert.tap_layers
+
+
 @pytest.mark.parametrize("gate", ["additive", "convex"])
 @pytest.mark.parametrize("fusion", HOSTS)
 def test_the_papers_gates_are_half_open_at_first_and_do_not_leave_the_prior_as_it_was(fusion, gate):
