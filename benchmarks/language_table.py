@@ -63,9 +63,9 @@ def instead(results: Results) -> str:
     return " / ".join(f"{outcomes[kind] / outcomes.total():.0%}" for kind in ("implied", "another", "nothing"))
 
 
-def against(result: Mapping[str, Any], part: str, suites: Sequence[str] = SAID) -> list[str]:
+def against(result: Mapping[str, Any], part: str) -> list[str]:
     """What was done where the words contradict the layout in a part: in which thing, or only in its place."""
-    return [outcome for _, outcome in by_start(result, suites, part)]
+    return [outcome for _, outcome in by_start(result, SAID, part)]
 
 
 def by_start(
@@ -186,7 +186,9 @@ def claims(knob: str, results: Results, compared: tuple[str, str] = CLAIM) -> li
     pairs = [(h, seed) for training, h, seed in arms if training == compared[0] and (compared[1], h, seed) in arms]
     good = [pair for pair in pairs if all(learned(arms[training, *pair]) for training in compared)]
     on, told = " and ".join(CLAIM_SUITES), " minus ".join(compared)
-    if pairs and not good:
+    if not pairs:
+        return []
+    if not good:
         return [f"{knob}: {told}: none of {len(pairs)} pairs learned both"]
 
     def difference(own: list[tuple[str, int]], suites: Sequence[str], part: str | None = None) -> str:
@@ -199,8 +201,6 @@ def claims(knob: str, results: Results, compared: tuple[str, str] = CLAIM) -> li
         low, high = (round(100 * end) for end in mean.interval)
         return f"{100 * mean.value:+.0f} points ({low:+d} to {high:+d})"
 
-    if not pairs:
-        return []
     some = len(good) < len(pairs)
     kind = "claim" if knob in BLIND_CAN and compared == CLAIM else "beside it"
     whole = f"all {len(good)} pairs" + f" that learned, of {len(pairs)}" * some

@@ -154,15 +154,17 @@ def test_an_inserted_layer_begins_as_the_one_beside_it_but_for_its_gates_and_wor
     prior = awake(make_host(fusion, "random", language=False))
     policy = PriorVLAModel.from_vision_action_prior(prior, insertion=insertion)
     tensors, report = policy.state_dict(), policy.transfer_report
-    fresh = set(report.created) - set(report.copied)
-    assert fresh and all("words" in name or "gate" in name for name in fresh)
     assert set(report.copied) < set(report.created)
+    assert all("words" in name or "gate" in name for name in set(report.created) - set(report.copied))
     assert f"created ({len(report.copied)} of them as copies)" in str(report)
-    own, beside = ("layers.1.", "layers.0.") if insertion == "after" else ("layers.0.", "layers.1.")
-    for name in (name for name in report.copied if own in name and "gate" not in name):
-        size = 6 if "modulation" in name else 1  # whose gates are shut
-        for part, theirs in zip(tensors[name].chunk(size), tensors[name.replace(own, beside)].chunk(size), strict=True):
-            assert torch.equal(part, theirs) or (size == 6 and not part.any()), name
+    places, (_, taps) = (1, 0) if insertion == "after" else (0, 1), _layout(policy)
+    pairs = [[f"{part}.{taps[place]}." for place in places] for part in ("vision_proj", "vision_norm")]
+    for new, old in [[f"layers.{place}." for place in places], *pairs]:
+        for name in (name for name in report.copied if new in name and "gate" not in name):
+            parts = zip(*(tensors[each].chunk(6) for each in (name, name.replace(new, old))), strict=True)
+            for place, (part, its) in enumerate(parts):
+                shut = "modulation" in name and place in (2, 5)  # the gates
+                assert (not part.any() and its.any()) if shut else torch.equal(part, its), name
 
 
 def _layout(model: PriorVLAModel) -> tuple[list[str], list[int]]:
