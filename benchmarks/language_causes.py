@@ -165,6 +165,16 @@ def worth(model: PriorVLAModel, windows: ObservationDataset) -> dict[str, Any]:
     return {"loss": sum(own) / len(own), "grows_by": grown.value, "interval": list(grown.interval)}
 
 
+def windows_of(
+    model: PriorVLAModel, processor: PriorVLAProcessor, data: Path, cache: Path, stride: int
+) -> ObservationDataset:
+    """What a model of this shape is shown of the demonstrations in `data`."""
+    sources, _ = load_sources([str(data)], frames=True)
+    windows = observed_windows(model, processor, sources, cache, max_cache_gb=10, stride=stride)
+    assert isinstance(windows, ObservationDataset)  # of a frozen encoder
+    return windows
+
+
 def loaded(folder: Path) -> tuple[PriorVLAModel, PriorVLAProcessor]:
     return PriorVLAModel.from_pretrained(folder), PriorVLAProcessor.from_pretrained(folder)
 
@@ -187,12 +197,6 @@ def main() -> None:
     settings = json.loads((options.table / "settings.json").read_text(encoding="utf-8"))
     stride, trials = settings["frame_stride"], settings["trials"]
 
-    def windows(model: PriorVLAModel, processor: PriorVLAProcessor, data: Path, cache: Path) -> ObservationDataset:
-        sources, _ = load_sources([str(data)], frames=True)
-        observed = observed_windows(model, processor, sources, cache, max_cache_gb=10, stride=stride)
-        assert isinstance(observed, ObservationDataset)  # of a frozen encoder
-        return observed
-
     result: dict[str, Any] = {}
     final, processor = loaded(folder / "two-stages")
     result["words"] = words(final, processor)
@@ -211,7 +215,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     begun = PriorVLAModel.from_vision_action_prior(folder / "sight")
     begun.attach_backbone(final.backbone)
-    shown = windows(begun, processor, shared / "demonstrations", shared / "features")
+    shown = windows_of(begun, processor, shared / "demonstrations", shared / "features", stride)
     result["gradients"] = {}
     for name, model in {"as rung 3 begins": begun, "at its end": final}.items():
         result["gradients"][name] = gradients(model, shown, options.batches)
@@ -227,7 +231,7 @@ def main() -> None:
                     "--image-every", stride)  # fmt: skip
         for training in ASKED:
             model, processor = loaded(folder / folder_name(training))
-            fresh = windows(model, processor, data, options.output_dir / "features")
+            fresh = windows_of(model, processor, data, options.output_dir / "features", stride)
             told = worth(model, fresh)
             result["worth"].setdefault(suite, {})[training] = told
             low, high = told["interval"]
