@@ -215,6 +215,19 @@ def claims(knob: str, results: Results, compared: tuple[str, str] = CLAIM) -> li
     return lines + [f"{knob}: beside it: {told} {name}: {difference(*asked)}" for name, asked in chosen.items()]
 
 
+def drawn(cells: list[Results]) -> dict[str, dict[str, tuple[int, int]]]:
+    """What the plot of a host shows of each training: suites, and where the words contradict the layout.
+
+    *Blind* comes first, so that the others have their colours in every plot, whatever is missing.
+    """
+    arms = {}
+    for own in sorted(cells, key=lambda results: bool(results[0]["training"] != BLIND)):
+        suites = {suite: count([result["suites"][suite] for result in own]) for suite in TEST_SUITES}
+        parts = {f"another {part}\nthan implied": count([against(result, part) for result in own]) for part in PARTS}
+        arms[own[0]["training"]] = suites | parts
+    return arms
+
+
 def report(folder: Path, settings: Mapping[str, Any], results: Sequence[dict[str, Any]]) -> None:
     """Prints tables, validity lines and claims; leaves `report.json` and a plot for each host and knob in `folder`."""
     lines = []
@@ -231,11 +244,8 @@ def report(folder: Path, settings: Mapping[str, Any], results: Sequence[dict[str
         print("|" + "---|" * len(heads))
         print("\n".join(map(row, cells)))
         for host in dict.fromkeys(host for host, _ in keys):
-            arms = {
-                own[0]["training"]: {suite: count([r["suites"][suite] for r in own]) for suite in TEST_SUITES}
-                for own in cells
-                if own[0]["host"] == host
-            }
-            success_by_task(arms).savefig(folder / f"{host}-{knob}.png", dpi=150)
+            success_by_task(drawn([own for own in cells if own[0]["host"] == host])).savefig(
+                folder / f"{host}-{knob}.png", dpi=150
+            )
     content = {"kind": "language", **settings, "cells": list(results), "lines": lines}
     print("\n" + "\n".join([*lines, made_with(write_report(folder, content))]))

@@ -203,6 +203,16 @@ def test_seeds_are_counted_together_and_the_report_says_everything(tmp_path: Pat
     assert {file.name for file in tmp_path.glob("*.png")} == {"cross-many.png", "cross-one.png"}
 
 
+def test_the_plot_shows_what_the_words_contradict_and_blind_before_the_others() -> None:
+    table = importlib.import_module("language_table")
+    one, blind = cell("one stage", 16, 20), cell(table.BLIND, 16, 0)
+    arms = table.drawn([[one], [blind]])
+    assert list(arms) == [table.BLIND, "one stage"] and list(arms["one stage"]) == list(arms[table.BLIND])
+    thing, place = list(arms["one stage"].items())[-2:]
+    assert thing == ("another thing\nthan implied", table.count([table.against(one, "thing")])) and thing[1][0] > 0
+    assert place == ("another place\nthan implied", table.count([table.against(one, "place")])) and place[1][0] > 0
+
+
 def test_results_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
     require = importlib.import_module("same_settings").require_same_settings
     names = importlib.import_module("language").SETTINGS
