@@ -229,23 +229,30 @@ def drawn(cells: list[Results]) -> dict[str, dict[str, tuple[int, int]]]:
 
 
 def report(folder: Path, settings: Mapping[str, Any], results: Sequence[dict[str, Any]]) -> None:
-    """Prints tables, validity lines and claims; leaves `report.json` and a plot for each host and knob in `folder`."""
-    lines = []
+    """Prints tables, validity lines and claims; leaves them in `folder` as `table.md`, `report.json` and plots, one for
+    each host and knob."""
+    lines, sections = [], []
     for knob in dict.fromkeys(result["knob"] for result in results):
         of_knob = [result for result in results if result["knob"] == knob]
         keys = list(dict.fromkeys((result["host"], result["training"]) for result in of_knob))
         cells = [[r for r in of_knob if (r["host"], r["training"]) == key] for key in keys]
-        lines += [*validity(knob, cells), *premise(knob, of_knob)]
-        lines += [*claims(knob, of_knob), *claims(knob, of_knob, AS_LONG_HEARD)[:1]]
+        said = [*validity(knob, cells), *premise(knob, of_knob)]
+        said += [*claims(knob, of_knob), *claims(knob, of_knob, AS_LONG_HEARD)[:1]]
+        lines += said
         heads = ["host", "training", "as trained", "without words", *TEST_SUITES, "`seen`: implied / another / nothing"]
         heads += [f"asked for another {part} than implied" for part in PARTS]
         heads += ["listens to which thing, x chance", GATES, "core minutes"]
-        print(f"\n{knob} instruction{'s' * (knob == 'many')} a training scene\n\n| {' | '.join(heads)} |")
-        print("|" + "---|" * len(heads))
-        print("\n".join(map(row, cells)))
+        table = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads), *map(row, cells)]
+        title = f"## {knob} instruction{'s' * (knob == 'many')} a training scene"
+        sections.append("\n".join([title, "", *table, "", *(f"- {line}" for line in said)]))
         for host in dict.fromkeys(host for host, _ in keys):
-            success_by_task(drawn([own for own in cells if own[0]["host"] == host])).savefig(
-                folder / f"{host}-{knob}.png", dpi=150
-            )
+            figure = success_by_task(drawn([own for own in cells if own[0]["host"] == host]))
+            figure.savefig(folder / f"{host}-{knob}.png", dpi=150)
     content = {"kind": "language", **settings, "cells": list(results), "lines": lines}
-    print("\n" + "\n".join([*lines, made_with(write_report(folder, content))]))
+    made = made_with(write_report(folder, content))
+    seeds = ", ".join(map(str, sorted({result["seed"] for result in results})))
+    told = "\n\n".join(
+        ["# The language table", f"Seeds {seeds}. What its words mean: docs/language.md.", *sections, made]
+    )
+    (folder / "table.md").write_text(told + "\n", encoding="utf-8")
+    print("\n" + told)

@@ -193,7 +193,9 @@ def test_a_row_says_what_was_done_instead_and_which_gates_are_open() -> None:
     assert "| cross 0.37 | 3 |" in one
 
 
-def test_seeds_are_counted_together_and_the_report_says_everything(tmp_path: Path) -> None:
+def test_seeds_are_counted_together_and_the_report_says_everything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = importlib.import_module("language_table")
     cells = [cell("one stage", 16, 10, seed=seed, without_words=outcomes(4)) for seed in range(2)]
     table.report(tmp_path, {"trials": 10}, [*cells, cell("one stage", 16, 4, knob="one")])
@@ -201,6 +203,9 @@ def test_seeds_are_counted_together_and_the_report_says_everything(tmp_path: Pat
     report = json.loads((tmp_path / "report.json").read_text())
     assert len(report["cells"]) == 3 and report["trials"] == 10
     assert {file.name for file in tmp_path.glob("*.png")} == {"cross-many.png", "cross-one.png"}
+    written = (tmp_path / "table.md").read_text()
+    assert written.strip() == capsys.readouterr().out.strip() and table.row(cells) in written
+    assert all(f"- {line}\n" in written for line in report["lines"]) and report["lines"]
 
 
 def test_the_plot_shows_what_the_words_contradict_and_blind_before_the_others() -> None:
