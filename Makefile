@@ -31,7 +31,7 @@ endif
 help:
 	@echo "make install      virtual environment .venv with the tested versions, and system libraries for rendering"
 	@echo "make simulators   LIBERO, ALOHA and PushT beside Meta-World; make test and make bench do it themselves"
-	@echo "make quickstart   the whole ladder on a simulator, prior against control: runs/quickstart/report.html"
+	@echo "make quickstart   motion, then language on a simulator, prior against control: runs/quickstart/report.html"
 	@echo "make test         the tests"
 	@echo "make test-lerobot our plugin in LeRobot itself, in an environment of its own (PYTHON312, 6 GB)"
 	@echo "make test-openpi  our server driven by openpi's own client, in an environment of its own"

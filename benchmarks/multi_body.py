@@ -1,7 +1,7 @@
 """One prior of several bodies against one prior a body, of equal compute, on every body's held-out motion.
 
     python benchmarks/multi_body.py                          # collects the four simulated bodies first
-    python benchmarks/multi_body.py --dataset data/pusht data/metaworld data/aloha data/unitree_g1
+    python benchmarks/multi_body.py --dataset data/pusht data/metaworld data/libero data/aloha data/unitree_g1
 
 The multi-body prior trains for `--max-steps` steps that draw every body equally often; each single-body prior trains
 for its share of them, so that both sides make the same number of steps in all and see as many windows of each body.

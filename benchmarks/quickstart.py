@@ -1,4 +1,4 @@
-"""The whole ladder on two CPU cores: motion, an action prior, a policy with and without it, and its success.
+"""From motion to a policy on two CPU cores: an action prior, a policy with and without it, and its success.
 
     python benchmarks/quickstart.py --output-dir runs/quickstart
 
