@@ -137,12 +137,14 @@ class PriorVLAConfig(MotionConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        # `from_pretrained(..., backbone=...)` is the model's argument; the base class would take it for our field.
-        if "backbone" not in kwargs:
+        # `from_pretrained(..., backbone=...)` is the model's argument, which asks for unused ones; the base class
+        # would take it for our field.
+        unused_is_wanted = kwargs.get("return_unused_kwargs")
+        if "backbone" not in kwargs or (isinstance(kwargs["backbone"], dict) and not unused_is_wanted):
             return super().from_dict(config_dict, **kwargs)
         backbone = kwargs.pop("backbone")
         loaded = super().from_dict(config_dict, **kwargs)
-        if not kwargs.get("return_unused_kwargs"):
+        if not unused_is_wanted:
             return loaded
         config, unused = loaded
         return config, {**unused, "backbone": backbone}

@@ -312,6 +312,7 @@ def _reveal_backbone(model: BackbonePreTrainedModel) -> None:
         raise ValueError("the adapter goes into the backbone, and none is attached: call model.attach_backbone()")
     if TRAINED[:-1] not in model._modules:
         model._modules[TRAINED[:-1]] = backbone = copy.deepcopy(model.backbone)
+        backbone.changes = True
         backbone.truncate(model.config.taps[-1])  # one that is shared is whole: an adapter would go where nobody reads
         without_dropout(backbone)
         model.__dict__["_frozen_backbone"] = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..configuration.configuration_expert import ExpertConfig
@@ -38,7 +40,9 @@ def add_embodiment(model: PreTrainedModel, name: str, action_dim: int, state_dim
         projection = part.add(*dims)
         model._init_weights(projection)
         if index is not None and dims == (part.in_dims[index], part.out_dims[index]):
-            projection.load_state_dict(part.projections[index].state_dict())
+            source = part.projections[index]  # in an adapter a wrapper, which has the active one's weight and bias
+            projection.weight.copy_(cast(Tensor, source.weight))
+            projection.bias.copy_(cast(Tensor, source.bias))
     expert.embodiments = [*expert.embodiments, name]
     expert.action_dims = [*expert.action_dims, action_dim]
     expert.state_dims = [*expert.state_dims, state_dim]

@@ -141,6 +141,7 @@ class Backbone(nn.Module):
         self.model = model
         self.sha256 = sha256
         self.token_budget = tokens_per_image
+        self.changes = False  # it is trained or was, or holds an adapter: features are not those of its file
         self.quantization: str | None = None  # see `quantize_backbone`
         self.prompt: PromptFormat | None = None  # what stands around images, where something does and is known
         shape = self.shape_of(model.config, image_size, tokens_per_image)

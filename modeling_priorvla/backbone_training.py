@@ -44,6 +44,7 @@ def train_backbone(backbone: Backbone, mode: str, lora: Mapping[str, Any] | None
         if backbone.is_unused(name):
             parameter.requires_grad_(False)
     if mode != "frozen":
+        backbone.changes = True
         without_dropout(backbone)
     if mode == "lora":
         _add_adapters(backbone, {**LORA_DEFAULTS, **(lora or {})})

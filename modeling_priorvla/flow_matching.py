@@ -89,8 +89,10 @@ def integrate(
             are shown to the network clean, at tau = 0. `prefix_length` defaults to P for every row.
 
     Raises:
-        ValueError: on a prefix longer than the chunk or a prefix_length outside [0, P].
+        ValueError: on a prefix longer than the chunk, a prefix_length outside [0, P], or less than one step.
     """
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps={num_inference_steps} must be at least 1")
     x = noise.float()
     clean, known = _prefix(x, prefix_actions, prefix_length)
     stepper = make_scheduler(scheduler, num_inference_steps)

@@ -15,9 +15,9 @@ Rotary = tuple[Tensor, Tensor]
 
 
 def rotary_embedding(positions: Tensor, head_dim: int, theta: float) -> Rotary:
-    """Cosines and sines (T, head_dim) of the rotary embedding at integer `positions` (T,)."""
+    """Cosines and sines (..., T, head_dim) of the rotary embedding at integer `positions` (..., T)."""
     exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = positions.float()[:, None] / theta**exponent
+    angles = positions.float()[..., None] / theta**exponent
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 

@@ -14,7 +14,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
 from ..configuration.configuration_action_prior import ActionPriorConfig
-from ..configuration.configuration_expert import MotionConfig
+from ..configuration.configuration_expert import EncoderConfig, MotionConfig
 from ..configuration.configuration_priorvla import PriorVLAConfig
 from ..configuration.expert_layout import Insertion, inserted_layout
 from .attached_backbone import BackbonePreTrainedModel
@@ -119,14 +119,22 @@ class PriorVLAModel(BackbonePreTrainedModel):
 
         Returns:
             The model, in the prior's dtype and on its device, its `TransferReport` in `.transfer_report`.
+
+        Raises:
+            ValueError: `prior` is no action prior, or its expert or encoder is given otherwise than it is.
         """
         name = _name_of(prior, "an action prior in memory")
+        its_config = prior.config if isinstance(prior, nn.Module) else ActionPriorConfig.get_config_dict(prior)[0]
+        _require_action_prior(its_config, name)
         moving: ActionPriorModel = prior if isinstance(prior, nn.Module) else ActionPriorModel.from_pretrained(prior)
         if clash := {"expert", "encoder"} & set(config_overrides):
             raise ValueError(f"{min(clash)} cannot be given: a policy from a prior has the prior's own")
         base = config.to_dict() if config is not None else {}
         inherited = inherited_fields(moving.config, {**base, **config_overrides})
-        model = cls(PriorVLAConfig.from_dict({**base, **inherited, **config_overrides}))
+        result = PriorVLAConfig.from_dict({**base, **inherited, **config_overrides})
+        if config is not None:
+            _require_its_own(config, result, moving.config)
+        model = cls(result)
         model = model.to(device=moving.device, dtype=moving.dtype)  # type: ignore[call-arg]
         model.transfer_report = transfer_parameters(moving, model, name)
         for layer in model.expert.layers:
@@ -173,6 +181,7 @@ class PriorVLAModel(BackbonePreTrainedModel):
         layout, places = inserted_layout(own.fusion, own.expert.tap_layers, own.backbone_layers, insertion)
         expert = {**own.expert.to_dict(), **layout}
         model = cls(PriorVLAConfig.from_dict({**own.to_dict(), **config_overrides, "expert": expert, "language": True}))
+        model.config._name_or_path = ""  # it is no checkpoint yet: an adapter would take the prior for its base
         model = model.to(device=seeing.device, dtype=seeing.dtype)  # type: ignore[call-arg]
 
         def rename(tensor: str) -> str:
@@ -475,6 +484,24 @@ def alignment_loss(predicted: Tensor, target: Tensor) -> Tensor:
 def _insulated(features: Any) -> Any:
     """Features through which no gradient goes back."""
     return features and replace(features, hidden_states=features.hidden_states.detach())
+
+
+def _require_action_prior(config: PreTrainedConfig | dict[str, Any], name: str) -> None:
+    kind = config["model_type"] if isinstance(config, dict) else config.model_type
+    if kind != ActionPriorConfig.model_type:
+        raise ValueError(f"{name} is no action prior: its config says model_type {kind!r}")
+
+
+def _require_its_own(given: PriorVLAConfig, result: PriorVLAConfig, prior: ActionPriorConfig) -> None:
+    """Raises ValueError where a config that is `given` has another expert or encoder than by default or the prior."""
+    usual = {"expert": PriorVLAConfig.from_dict({**given.to_dict(), "expert": None}).expert, "encoder": EncoderConfig()}
+    for part, default in usual.items():
+        own, *known = (getattr(config, part) for config in (given, result, prior))
+        if own is not None and own.to_dict() not in [each.to_dict() for each in (default, *known) if each is not None]:
+            raise ValueError(
+                f"config.{part} is neither the prior's nor as it is by default: leave it out, a policy from a prior "
+                "has the prior's own"
+            )
 
 
 def _name_of(prior: PreTrainedModel | str | os.PathLike[str], otherwise: str) -> str:

@@ -229,7 +229,7 @@ class MotionPreTrainedModel(PreTrainedModel):
             lambda x, tau, clean: self.expert(x, tau, embodiment_ids, prefixes(), mask, clean),
             noise.to(embodiment_ids.device),
             scheduler=scheduler or self.config.scheduler,
-            num_inference_steps=num_inference_steps or self.config.num_inference_steps,
+            num_inference_steps=self.config.num_inference_steps if num_inference_steps is None else num_inference_steps,
             prefix_actions=prefix_actions,
             prefix_length=prefix_length,
         )

@@ -48,8 +48,8 @@ class TrajectoryEncoder(nn.Module):
     ) -> Tensor:
         """`states` (B, T, S) and `actions` (B, T, D), normalised -> latent (B, z) of unit L2 norm.
 
-        `action_mask` (B, T, D) bool: steps without a true entry are padding. `states` is unused, and may be None, when
-        the config says `states="without"`. T need not be the chunk length.
+        `action_mask` (B, T, D) bool: steps without a true entry are padding, before or after the others. `states` is
+        unused, and may be None, when the config says `states="without"`. T need not be the chunk length.
         """
         batch_size, steps = actions.shape[:2]
         dtype = self.latent_out_proj.weight.dtype
@@ -71,9 +71,8 @@ class TrajectoryEncoder(nn.Module):
         mask = None
         if action_mask is not None:
             mask = nn.functional.pad(valid.repeat(1, len(trajectory)), (ahead, 0), value=True)[:, None, None, :]
-        positions = nn.functional.pad(
-            torch.arange(1, steps + 1, device=actions.device).repeat(len(trajectory)), (ahead, 0)
-        )
+        counted = valid.cumsum(dim=1)  # of what is there, so that padding at either end changes nothing
+        positions = nn.functional.pad(counted.repeat(1, len(trajectory)), (ahead, 0))[:, None]
         rotary = rotary_embedding(positions, self.config.head_dim, self.rope_theta)
         for layer in self.layers:
             tokens = layer(tokens, mask, rotary)

@@ -88,6 +88,17 @@ def change_weights(folder: Path) -> None:
     save_file({name: tensor * 2 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
 
 
+def test_a_policy_from_a_prior_is_not_taken_for_that_prior(bodies, save_policy, tiny_backbone, tmp_path):
+    prior = save_policy(tmp_path / "prior", bodies, fusion="cross", language=False)
+    policy = PriorVLAModel.from_vision_action_prior(prior)
+    assert policy.config._name_or_path == ""
+    policy.save_pretrained(tmp_path / "policy")
+    add_adapter(policy, lora_config(policy, "expert", ["small"], rank=2), base=str(tmp_path / "policy"))
+    policy.save_pretrained(tmp_path / "adapter")
+    again = PriorVLAModel.from_pretrained(tmp_path / "adapter", backbone=tiny_backbone)
+    assert same(adapter_tensors(policy), adapter_tensors(again))
+
+
 # --- whose bodies -----------------------------------------------------------------------------------------------------
 
 
@@ -114,6 +125,16 @@ def test_each_of_two_adapters_drives_its_own_robot_with_the_processor_of_both(ba
         assert torch.equal(chunk(model, processor, name), wanted)
     with pytest.raises(ValueError, match=r"'two' of the model is in none of these"):
         processor_for(model, two[0])
+
+
+def test_a_body_may_begin_like_one_that_an_adapter_holds(base, two, tiny_backbone):
+    model = PriorVLAModel.from_pretrained(base, backbone=tiny_backbone)
+    adapters = load_adapter(model, two[0], "one")
+    adapters.set_adapter("one")
+    new = model.add_embodiment("three", 4, 3, like="one")
+    projections, tensors = model.expert.action_in_proj.projections, load_file(two[0] / "adapter_model.safetensors")
+    (name,) = [name for name in tensors if name.endswith("expert.action_in_proj.projections.2.weight")]
+    assert torch.equal(projections[new].weight, tensors[name])
 
 
 def test_one_of_two_adapters_is_saved_without_the_others_robot(base, two, tiny_backbone, tmp_path):

@@ -8,13 +8,17 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from priorvla.modeling_priorvla.adapters import add_adapter
 from priorvla.modeling_priorvla.backbone import load_backbone
+from priorvla.modeling_priorvla.modeling_priorvla import PriorVLAModel
 from priorvla.modeling_priorvla.processing_priorvla import PriorVLAProcessor
+from priorvla.training.adapter_presets import lora_config
 from priorvla.training.data.lerobot_writer import LeRobotDatasetWriter
 from priorvla.training.data.live_observations import LiveObservationDataset
 from priorvla.training.data.observation_dataset import ObservationDataset
 from priorvla.training.data.readers import load_trajectories
 from priorvla.training.data.trajectory_dataset import MixtureSampler, TrajectoryDataset, whole_batch
+from priorvla.training.observed_windows import observed_windows
 
 H = 4
 TAPS = (0, 1, 2)
@@ -66,6 +70,25 @@ def test_encoding_a_live_batch_gives_the_cached_one(tmp_path, known, sources, wi
     assert torch.equal(vision.mask, cached["vision_mask"].flatten(1, 2)) and not vision.mask.all()
     assert torch.equal(words.mask, cached["language_mask"])
     assert all(torch.equal(live[key], cached[key]) for key in ("actions", "state", "embodiment_ids"))
+
+
+def test_features_of_a_backbone_with_an_adapter_are_not_kept_as_those_of_its_file(
+    tmp_path, known, sources, windows, save_policy, tiny_backbone
+):
+    pytest.importorskip("peft")
+    model = PriorVLAModel.from_pretrained(save_policy(tmp_path / "base", known[:1]), backbone=tiny_backbone)
+    add_adapter(model, lora_config(model, "backbone", [known[0].name], rank=2), base=str(tmp_path / "base"))
+    model.save_pretrained(tmp_path / "adapter")
+    model = PriorVLAModel.from_pretrained(tmp_path / "adapter", backbone=tiny_backbone)
+    assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
+    processor = make_processor(tiny_backbone, known)
+    shown = observed_windows(model, processor, sources[:1], tmp_path / "features", max_cache_gb=1)
+    assert isinstance(shown, LiveObservationDataset)
+    with pytest.raises(ValueError, match="holds an adapter, they are not those of its file"):
+        ObservationDataset(windows, sources, model.backbone, processor, tmp_path / "features", taps=TAPS)
+    frozen = PriorVLAModel.from_pretrained(tmp_path / "base", backbone=tiny_backbone)
+    kept = observed_windows(frozen, processor, sources[:1], tmp_path / "features", max_cache_gb=1)
+    assert isinstance(kept, ObservationDataset)
 
 
 def test_frames_of_one_trajectory_are_read_together(tiny_backbone, known, sources, windows, monkeypatch):

@@ -1,6 +1,7 @@
 """Training on a stream: what a run saw is never seen again after a resume, and nothing is left out."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,10 @@ def test_a_resumed_run_goes_on_with_the_next_batch_and_ends_with_the_same_weight
     assert json.loads((checkpoint / "stream-0.json").read_text())["settings"]["workers"] == max(1, workers)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert len(resumed.seen) == 5
+    shutil.rmtree(whole.run_folder / "checkpoint-8")
+    again = make_trainer("whole", dataloader_num_workers=workers)
+    again.train(resume_from_checkpoint=True)  # the last checkpoint now, of step 6
+    assert [torch.equal(ours, theirs) for ours, theirs in zip(again.seen, whole.seen[6:], strict=True)] == [True] * 2
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(resumed.seen, whole.seen[3:], strict=True))
     for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)

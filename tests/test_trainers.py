@@ -188,6 +188,14 @@ def test_a_logged_part_is_the_mean_of_its_steps(make_trainer):
         )
 
 
+def test_an_evaluated_part_is_the_mean_of_its_windows_as_the_loss_is(make_trainer, bodies):
+    trainer = make_trainer(
+        "vla", model=make_vla(bodies), distillation_steps=0, evaluated=True, per_device_eval_batch_size=17
+    )
+    metrics = trainer.evaluate()  # of 18 windows: the last batch has one
+    assert metrics["eval_loss"] == pytest.approx(metrics["eval_loss_pred"], rel=1e-5)
+
+
 def test_training_lowers_the_loss_of_both_stages(make_trainer):
     for kind in KINDS:
         trainer = make_trainer(kind, max_steps=25, evaluated=True)
@@ -363,6 +371,23 @@ def test_evaluation_is_of_the_averaged_weights_and_repeats(make_trainer, kind):
     assert raw.evaluate()["eval_loss"] == once["eval_loss"]
 
 
+def test_the_best_models_average_is_what_is_saved_and_evaluated_where_that_is_asked_for(make_trainer):
+    steps = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    trainer = make_trainer("prior", evaluated=True, ema_decay=0.9, **steps, **best)
+    trainer.train()
+    found = {line["step"]: line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line}
+    worst = max(found, key=found.get)  # the largest loss is called the best, so that it is not the last
+    assert worst < 6 and trainer.state.best_model_checkpoint.endswith(f"checkpoint-{worst}")
+    assert trainer.evaluate()["eval_loss"] == found[worst]
+    trainer.save_model()
+    kept, saved = (
+        load_file(folder / "model.safetensors")
+        for folder in (trainer.run_folder / f"checkpoint-{worst}", trainer.run_folder)
+    )
+    assert not differing(kept, saved)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_seed_determines_a_run_to_the_bit(make_trainer, kind):
     one, two, other = (make_trainer(kind, seed=seed) for seed in (0, 0, 5))
@@ -394,6 +419,19 @@ def test_an_interrupted_training_resumes_to_the_bit(make_trainer, kind, weights)
         assert losses_logged(uninterrupted) == losses_logged(resumed) and len(losses_logged(resumed)) == 7
         resumed.save_model()
         assert not differing(average, load_file(resumed.run_folder / "model.safetensors")), step
+
+
+def test_a_run_resumes_from_its_last_checkpoint_or_from_a_path(make_trainer):
+    whole = make_trainer("prior", callbacks=[SaveAt(3)])
+    whole.train()
+    for asked in (True, whole.run_folder / "checkpoint-3"):
+        resumed = make_trainer("prior")
+        resumed.train(resume_from_checkpoint=asked)
+        assert not differing(weights_of(whole.model), weights_of(resumed.model))
+    done = make_trainer("prior", max_steps=3)
+    assert done.train(resume_from_checkpoint=True).global_step == 3  # and not one more
+    with pytest.raises(ValueError, match="elsewhere has no checkpoint to resume from"):
+        make_trainer("prior", "elsewhere").train(resume_from_checkpoint=True)
 
 
 def test_a_frozen_decoder_resumes_to_the_bit(make_trainer):

@@ -111,6 +111,14 @@ def require_complete(run: Path) -> None:
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_policy_has_the_camera_slots_that_it_is_given_and_never_fewer_than_its_data(make_vla):
+    for asked, slots in ((3, 3), (1, 1)):
+        assert (
+            make_vla(f"slots-{asked}", model={**SIGHT, "num_cameras": asked}, max_steps=1).model.config.num_cameras
+            == slots
+        )
+
+
 # --- options ----------------------------------------------------------------------------------------------------------
 
 

@@ -399,6 +399,8 @@ def test_a_resumed_run_reads_the_same_layers_of_the_same_backbone(folder, comman
     more = {"max-steps": 2, "training": {"save_steps": 1}}
     assert command("resumed", *arguments, "--resume", model={**shape, "backbone_layers": 1}, **more) == 2
     assert "began with backbone_layers=2, now it would be 1" in capsys.readouterr().err
+    assert command("resumed", *arguments, "--resume", model={**shape, "prefix_probability": 0.1}, **more) == 2
+    assert "began with prefix_probability=" in capsys.readouterr().err
     file = folder / "resumed" / "checkpoint-1" / "config.json"
     config = json.loads(file.read_text())
     for key in ("image_size", "tokens_per_image", "prompt", "around_images"):  # as an older release wrote it

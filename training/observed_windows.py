@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
+from ..modeling_priorvla.adapters import adapts_backbone
 from ..modeling_priorvla.modeling_priorvla import PriorVLAModel
 from ..modeling_priorvla.processing_priorvla import PriorVLAProcessor
 from .data.live_observations import LiveObservationDataset
@@ -29,8 +30,8 @@ def observed_windows(
 ) -> Dataset:
     """Windows of `sources` for `model`, whose backbone is attached.
 
-    With cached features, which lie in `cache_dir`; with pixels where features change (a backbone that is trained, or
-    `adapted` by what is about to be put into it) or are continued from (a tail of the backbone's own).
+    With cached features, which lie in `cache_dir`; with pixels where features change (a backbone that is trained, that
+    holds an adapter, or is `adapted` by what is about to be put into it) or are continued from (a tail of its own).
 
     Raises ValueError as `require_fresh_pictures`, where `stride` meets pictures of earlier steps.
     """
@@ -44,7 +45,7 @@ def observed_windows(
         stride=stride,
         weights=weights,
     )
-    if adapted or config.backbone_training != "frozen" or config.tail == "backbone":
+    if adapted or adapts_backbone(model) or config.backbone_training != "frozen" or config.tail == "backbone":
         return LiveObservationDataset(windows, sources, processor, language=config.language)
     assert backbone is not None
     return ObservationDataset(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
 
 from ..hub_cards.card import CARD_FILE, create_card
 from ..hub_cards.checkpoints import kind_of
@@ -87,6 +88,7 @@ class StageTrainer(PushesToHub, TrainsOnStreams):
             model.config.expert.require_embodiments(processor.embodiments)
         self.lr_scales, self.weight_decays = lr_scales or {}, weight_decays or {}
         self.card_facts: dict[str, Any] = {"datasets": datasets, "base_model": base_model, "metrics": None}
+        # of every part of the loss: its sum over a batch's windows, and how many there are
         self._parts: dict[bool, dict[str, list[Tensor]]] = {True: defaultdict(list), False: defaultdict(list)}
         kwargs.setdefault("data_collator", whole_batch)
         # not Trainer's `processing_class`, which it takes for a tokenizer
@@ -108,7 +110,11 @@ class StageTrainer(PushesToHub, TrainsOnStreams):
             self.add_callback(_AverageAfterStep(self.average))
 
     def train(
-        self, resume_from_checkpoint: str | bool | None = None, *args: Any, push: bool = True, **kwargs: Any
+        self,
+        resume_from_checkpoint: str | os.PathLike[str] | bool | None = None,
+        *args: Any,
+        push: bool = True,
+        **kwargs: Any,
     ) -> TrainOutput:
         """As Trainer's; seeded here too, so that what was drawn since the Trainer was made does not change the run.
 
@@ -117,11 +123,13 @@ class StageTrainer(PushesToHub, TrainsOnStreams):
         something to add to it first.
         """
         set_seed(self.args.seed)
+        resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         state = None
-        if isinstance(resume_from_checkpoint, str):
+        if resume_from_checkpoint is not None:
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
         if state is not None and state.global_step >= self.args.max_steps > 0:
-            self._load_from_checkpoint(str(resume_from_checkpoint))
+            assert resume_from_checkpoint is not None
+            self._load_from_checkpoint(resume_from_checkpoint)
             self.state = state
             output = TrainOutput(state.global_step, math.nan, {})
         else:
@@ -129,6 +137,15 @@ class StageTrainer(PushesToHub, TrainsOnStreams):
         if push and self.args.push_to_hub:
             self.push_to_hub()
         return output
+
+    def _checkpoint_to_resume(self, asked: str | os.PathLike[str] | bool | None) -> str | None:
+        """The folder that `train` resumes from; of True the run's last one. Raises ValueError when there is none."""
+        if asked is True:
+            last = get_last_checkpoint(str(self.run_folder)) if self.run_folder.is_dir() else None
+            if last is None:
+                raise ValueError(f"{self.run_folder} has no checkpoint to resume from")
+            return last
+        return os.fspath(asked) if asked else None
 
     def compute_loss(
         self,
@@ -139,7 +156,8 @@ class StageTrainer(PushesToHub, TrainsOnStreams):
     ) -> Any:
         outputs = model(**{"draws": self._draw(inputs, model.training), **inputs})
         for name, value in (getattr(outputs, "losses", None) or {}).items():
-            self._parts[model.training][name].append(value.detach())
+            windows = len(inputs["actions"])
+            self._parts[model.training][name].append(torch.stack([value.detach() * windows, value.new_tensor(windows)]))
         return (outputs.loss, {"loss": outputs.loss}) if return_outputs else outputs.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -167,10 +185,11 @@ class StageTrainer(PushesToHub, TrainsOnStreams):
         return output
 
     def _mean_parts(self, training: bool, prefix: str) -> dict[str, float]:
-        means = {
-            prefix + name: self.accelerator.gather(torch.stack(values).mean()).mean().item()
-            for name, values in self._parts[training].items()
-        }
+        """Over windows, as the loss's own mean is: a short last batch counts for less."""
+        means = {}
+        for name, values in self._parts[training].items():
+            total, windows = self.accelerator.gather(torch.stack(values).sum(0)[None]).sum(0)
+            means[prefix + name] = (total / windows).item()
         self._parts[training].clear()
         return means
 
@@ -294,6 +313,12 @@ class StageTrainer(PushesToHub, TrainsOnStreams):
         if self.average is not None:
             state = json.loads((Path(resume_from_checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
             self.average.resume(resume_from_checkpoint, state["global_step"])
+
+    def _load_best_model(self) -> None:
+        """Checkpoints hold averages: the best one's is the average now, which is what is saved and evaluated."""
+        super()._load_best_model()
+        if self.average is not None:
+            self.average.take_over()
 
 
 class _AverageAfterStep(TrainerCallback):

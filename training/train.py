@@ -57,7 +57,8 @@ BACKBONE_OPTIONS = {  # options of how the backbone is used -> keys of its refer
 }
 CHOSEN = ("backbone_layers", "image_grid", "normalize_features")  # how a backbone is read; a recipe has the last word
 RESUMED = (
-    *("fusion", "language", "gate", "use_latent", "use_history", "tail"),
+    *("fusion", "language", "gate", "use_latent", "use_history", "history_size", "tail", "stop_gradient_into_backbone"),
+    *("time_distribution", "time_alpha", "time_beta", "prefix_probability", "max_prefix_length"),
     *("backbone", "backbone_layers", "image_grid", "normalize_features", "backbone_training", "lora"),
 )
 
@@ -132,7 +133,7 @@ class _Run:
             read: dict[str, Any] = _as_it_began(options) if options.resume else {}
             read |= {name: fields[name] for name in CHOSEN if name in fields}
             fields |= {**fields_for_backbone(reference, fusion, taps), **read}
-            fields["num_cameras"] = _most_cameras(embodiments)
+            fields["num_cameras"] = max(fields.get("num_cameras", 1), _most_cameras(embodiments))
             self.model = _build_model(options, start, fields, embodiments, fusion)
         if options.resume:
             _require_same_model(options, self.model.config)

@@ -44,6 +44,12 @@ class WeightAverage:
         save_file(tensors, Path(folder) / RAW_WEIGHTS_FILE, metadata={"format": "pt"})
 
     @torch.no_grad()
+    def take_over(self) -> None:
+        """The model's weights are the average from now on."""
+        for shadow, parameter in zip(self.average.shadow_params, self.trained.values(), strict=True):
+            shadow.copy_(parameter)
+
+    @torch.no_grad()
     def resume(self, folder: str | Path, steps: int) -> None:
         """After the model was loaded from `folder`: it holds the average after `steps`, and gets the raw weights back.
 
@@ -60,8 +66,7 @@ class WeightAverage:
             raise ValueError(
                 f"{file}: tensor {other!r} is trained in one of checkpoint and run only: resume with its settings"
             )
-        for shadow, parameter in zip(self.average.shadow_params, self.trained.values(), strict=True):
-            shadow.copy_(parameter)
+        self.take_over()
         for name, parameter in self.trained.items():
             parameter.copy_(raw[name])
         self.average.optimization_step = steps

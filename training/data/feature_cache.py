@@ -40,9 +40,9 @@ class FeatureCache:
         first_entry: (N,), the entry of every trajectory's first step; its other steps follow.
 
     Raises:
-        ValueError: when the backbone was built in memory (without a file there is no hash to keep features under) or
-            is being trained, a tap is not one of its layers, the dataset was loaded without frames or lacks a camera,
-            or what lies in the cache's folder is not what its name promises.
+        ValueError: when the backbone was built in memory (without a file there is no hash to keep features under), is
+            or was trained, or holds an adapter, a tap is not one of its layers, the dataset was loaded without frames
+            or lacks a camera, or what lies in the cache's folder is not what its name promises.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class FeatureCache:
             raise ValueError(
                 "features of a backbone built in memory cannot be cached: save it and load it from its folder"
             )
-        if any(parameter.requires_grad for parameter in backbone.parameters()):
+        if backbone.changes or any(parameter.requires_grad for parameter in backbone.parameters()):
             raise ValueError(
-                "features of a backbone that is being trained change with every step: show it images, with a "
-                "LiveObservationDataset"
+                "features of a backbone that is being trained change with every step, and of one that was, or holds an "
+                "adapter, they are not those of its file: show it images, with a LiveObservationDataset"
             )
         self.root, self.taps = Path(root), backbone.require_taps(tuple(taps))
         self._backbone, self._instructions = backbone, instructions
