@@ -42,7 +42,7 @@ def test_a_config_beside_a_prior_may_have_the_usual_expert_or_the_priors_and_no_
     assert PriorVLAModel.from_action_prior(prior, same).config.to_dict() == usual.to_dict()
     for part, fields in (
         ("expert", {"hidden_size": 64}),
-        ("expert", {**own["expert"], "expert_layers": ["vision_language"] * 2, "tap_layers": [1, 1]}),
+        ("expert", {**own["expert"], "expert_layers": ["vision_language"] * 4, "tap_layers": [12] * 4}),
         ("encoder", {**own["encoder"], "num_hidden_layers": 2}),
     ):
         config = PriorVLAConfig(fusion="cross", use_history=True, **{"encoder": own["encoder"], part: fields})
