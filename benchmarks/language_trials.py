@@ -19,6 +19,7 @@ from priorvla.deployment.trial_records import TrialRecords
 from priorvla.training.language_sensitivity import language_sensitivity
 
 PICTURE = 112  # pixels a side; of 84, a policy learned less in as many minutes (docs/language.md)
+SIDE_BY_SIDE = 10  # episodes in a batch
 FIRST_SCENE = 50_000  # of those whose first observations are used; no trial has such a number
 NUMBERS = {task: number for number, task in enumerate(list_tasks("tabletop"), start=1)}
 
@@ -62,6 +63,7 @@ def done_by(policy: Path, suites: Sequence[str], trials: int, seed: int, *, word
                 environment="tabletop",
                 trials=trials,
                 seed=start,
+                batch_size=SIDE_BY_SIDE,
                 environment_options={"words": words, "image_size": PICTURE},
                 records=records,
             )

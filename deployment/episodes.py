@@ -57,6 +57,8 @@ class TrialBlock:
 class Episode:
     """One trial that is over: `steps` and `seconds` it took, and frames (T, h, w, 3) of it where they were wanted.
 
+    Of trials that run side by side the seconds are those of all.
+
     `commands` says what limits did to them, where the policy tells; `outcome` what was done, where the environment's
     infos do (a text of its own, besides success).
     """
@@ -87,11 +89,15 @@ class UnfitError(ValueError):
 
 
 def trial_blocks(
-    tasks: Sequence[str], missing: Mapping[str, Sequence[int]], num_workers: int, like: TrialBlock
+    tasks: Sequence[str],
+    missing: Mapping[str, Sequence[int]],
+    num_workers: int,
+    like: TrialBlock,
+    batch_size: int = 1,
 ) -> list[TrialBlock]:
     """The trials that are `missing` of each of `tasks`, in blocks that differ from `like` in task and trials alone."""
     total = sum(len(missing[task]) for task in tasks)
-    size = max(1, min(LARGEST_BLOCK, total // (2 * num_workers)))
+    size = max(batch_size, min(LARGEST_BLOCK, total // (2 * num_workers)))
     return [
         replace(like, task=task, trials=tuple(missing[task][first : first + size]))
         for task in tasks
@@ -99,9 +105,12 @@ def trial_blocks(
     ]
 
 
-def run_blocks(policy: Any, blocks: Sequence[TrialBlock], num_workers: int) -> Generator[Episode | FailedTrial]:
+def run_blocks(
+    policy: Any, blocks: Sequence[TrialBlock], num_workers: int, batch_size: int = 1
+) -> Generator[Episode | FailedTrial]:
     """The trials of all blocks, each as soon as it is over; of several processes in the order in which they end.
 
+    A process runs `batch_size` trials side by side; of several processes these are handed over when all are over.
     `policy` is one, or a function that makes one; several processes need the function. ValueError where they have none.
     An error that is not of one trial alone is raised when those that other processes had begun are over.
     """
@@ -110,31 +119,33 @@ def run_blocks(policy: Any, blocks: Sequence[TrialBlock], num_workers: int) -> G
     if not blocks:
         return
     if num_workers > 1:
-        yield from _run_in_processes(policy, deque(blocks), min(num_workers, len(blocks)))
+        yield from _run_in_processes(policy, deque(blocks), min(num_workers, len(blocks)), batch_size)
         return
-    runner = EpisodeRunner(policy() if callable(policy) else policy)
+    runner = EpisodeRunner(policy() if callable(policy) else policy, batch_size)
     try:
         for block in blocks:
-            for trial in block.trials:
-                yield runner.run(block, trial)
+            yield from runner.run(block, block.trials)
     finally:
         runner.close()
 
 
 def _run_in_processes(
-    make_policy: Any, waiting: deque[TrialBlock], num_workers: int
+    make_policy: Any, waiting: deque[TrialBlock], num_workers: int, batch_size: int
 ) -> Generator[Episode | FailedTrial]:
     # A pool of one each, because a pool of many does not let one choose who goes on with a block.
     with ExitStack() as stack:
-        pools = [stack.enter_context(worker_pool(1, _prepare_worker, make_policy)) for _ in range(num_workers)]
-        running: dict[Future[Episode | FailedTrial], tuple[ProcessPoolExecutor, TrialBlock, deque[int]]] = {}
+        pools = [
+            stack.enter_context(worker_pool(1, _prepare_worker, make_policy, batch_size)) for _ in range(num_workers)
+        ]
+        running: dict[Future[list[Episode | FailedTrial]], tuple[ProcessPoolExecutor, TrialBlock, deque[int]]] = {}
 
         def go_on(pool: ProcessPoolExecutor, block: TrialBlock | None, left: deque[int]) -> None:
             if not left and waiting:
                 block = waiting.popleft()
                 left = deque(block.trials)
             if block is not None and left:
-                running[pool.submit(_run_in_worker, block, left.popleft())] = (pool, block, left)
+                trials = [left.popleft() for _ in range(min(batch_size, len(left)))]
+                running[pool.submit(_run_in_worker, block, trials)] = (pool, block, left)
 
         for pool in pools:
             go_on(pool, None, deque())
@@ -146,7 +157,7 @@ def _run_in_processes(
                 if error is None:
                     go_on(*place)
                 if future.exception() is None:
-                    yield future.result()
+                    yield from future.result()
         if error is not None:
             raise error
 
@@ -154,46 +165,94 @@ def _run_in_processes(
 _process_runner: Callable[[], EpisodeRunner]  # in a worker process: makes its runner, once
 
 
-def _prepare_worker(make_policy: Callable[[], Policy]) -> None:
+def _prepare_worker(make_policy: Callable[[], Policy], batch_size: int) -> None:
     # The policy itself is made by the first trial: an error in here would only be reported as a broken pool.
     global _process_runner
     torch.set_num_threads(1)
-    _process_runner = cache(lambda: EpisodeRunner(make_policy()))
+    _process_runner = cache(lambda: EpisodeRunner(make_policy(), batch_size))
 
 
-def _run_in_worker(block: TrialBlock, trial: int) -> Episode | FailedTrial:
-    return _process_runner().run(block, trial)
+def _run_in_worker(block: TrialBlock, trials: Sequence[int]) -> list[Episode | FailedTrial]:
+    return list(_process_runner().run(block, trials))
+
+
+@dataclass
+class _Running:
+    """A trial that is not over: it `waits` with the policy's session and an observation, and goes on with an action."""
+
+    block: TrialBlock
+    trial: int
+    episode: Generator[tuple[Any, dict[str, Any]], NDArray[np.float32], Episode]
+    waits: tuple[Any, dict[str, Any]] | None = None
 
 
 class EpisodeRunner:
-    """Runs one trial after the other, and keeps the environment while the task is the same."""
+    """Runs trials, `batch_size` side by side: each in an environment of its own, which is kept while the task is the
+    same, and all of them driven in one batch."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, batch_size: int = 1) -> None:
         self._policy = policy
-        self._environments = LastEnvironment()
+        self._environments = [LastEnvironment() for _ in range(batch_size)]
 
-    def run(self, block: TrialBlock, trial: int) -> Episode | FailedTrial:
-        """Trial number `trial` of the block's task. After one that failed the environment is built anew.
+    def run(self, block: TrialBlock, trials: Sequence[int]) -> Generator[Episode | FailedTrial]:
+        """The numbered trials of the block's task, each as soon as it is over. After one that failed its environment is
+        built anew.
 
         Raises UnfitError on a policy of another robot or with a camera that is not there, or infos that do not say
         whether an episode succeeded; ImportError where the simulator is not installed.
         """
+        waiting, running = deque(trials), dict[int, _Running]()
+        while waiting or running:
+            for place in range(len(self._environments)):
+                while waiting and place not in running:
+                    trial = waiting.popleft()
+                    running[place] = _Running(block, trial, self._episode(place, block, trial))
+                    yield from self._go_on(place, running, None)
+            actions = self._actions([one.waits for one in running.values() if one.waits is not None])
+            for place, action in zip(list(running), actions, strict=True):
+                yield from self._go_on(place, running, action)
+
+    def _go_on(
+        self, place: int, running: dict[int, _Running], action: NDArray[np.float32] | Exception | None
+    ) -> Iterator[Episode | FailedTrial]:
+        """A step of the trial at a place, with the policy's action or its error; the trial, if it is over."""
+        one = running[place]
         try:
-            environment = self._environments.get(block.environment, block.task, block.options)
-            robot = getattr(environment.unwrapped, "embodiment", None)
-            if robot is not None:
-                require_same_robot(self._policy.embodiment, robot, str(block.environment), block.embodiment)
-            return _run_episode(self._policy, environment, block, trial)
+            one.waits = one.episode.throw(action) if isinstance(action, Exception) else one.episode.send(action)  # type: ignore[arg-type]  # None begins
+        except StopIteration as over:
+            del running[place]
+            yield over.value
         except (UnfitError, ImportError):
             raise
         except Exception as error:
+            del running[place]
             with suppress(Exception):  # it may be broken enough not to close
-                self._environments.close()
-            self._environments = LastEnvironment()
-            return FailedTrial(block.task, trial, f"{type(error).__name__}: {error}", traceback.format_exc())
+                self._environments[place].close()
+            self._environments[place] = LastEnvironment()
+            told = f"{type(error).__name__}: {error}"
+            yield FailedTrial(one.block.task, one.trial, told, traceback.format_exc())
+
+    def _actions(self, waiting: Sequence[tuple[Any, dict[str, Any]]]) -> Sequence[NDArray[np.float32] | Exception]:
+        """What the policy does in each episode that waits, or the error that it raises there."""
+        try:
+            return list(self._policy.act(*map(list, zip(*waiting, strict=True)))) if waiting else []
+        except Exception as error:
+            if len(waiting) == 1:
+                return [error]
+        return [own for one in waiting for own in self._actions([one])]  # whose error it was
+
+    def _episode(
+        self, place: int, block: TrialBlock, trial: int
+    ) -> Generator[tuple[Any, dict[str, Any]], NDArray[np.float32], Episode]:
+        environment = self._environments[place].get(block.environment, block.task, block.options)
+        robot = getattr(environment.unwrapped, "embodiment", None)
+        if robot is not None:
+            require_same_robot(self._policy.embodiment, robot, str(block.environment), block.embodiment)
+        return (yield from _run_episode(self._policy, environment, block, trial))
 
     def close(self) -> None:
-        self._environments.close()
+        for environment in self._environments:
+            environment.close()
 
 
 def require_same_robot(body: Embodiment, robot: Embodiment, environment: str, embodiment: str | None) -> None:
@@ -226,7 +285,10 @@ def _require_cameras(body: Embodiment, there: Sequence[str], environment: str) -
         )
 
 
-def _run_episode(policy: Policy, environment: Any, block: TrialBlock, trial: int) -> Episode:
+def _run_episode(
+    policy: Policy, environment: Any, block: TrialBlock, trial: int
+) -> Generator[tuple[Any, dict[str, Any]], NDArray[np.float32], Episode]:
+    """Yields session and observation, and is sent the action, until the episode is over."""
     started = time.perf_counter()
     seed = start_seed(block.seed, trial)
     observation, info = environment.reset(seed=seed)
@@ -241,7 +303,7 @@ def _run_episode(policy: Policy, environment: Any, block: TrialBlock, trial: int
         if shown(step):
             frames.append(environment.render())
         images = SeenImages(observation["images"], policy.embodiment.cameras, block.blank_images)
-        action = policy.act([session], [{**observation, "images": images, "instruction": instruction}])[0]
+        action = yield session, {**observation, "images": images, "instruction": instruction}
         observation, _, terminated, truncated, info = environment.step(action)
         success = any(bool(info.get(key)) for key in SUCCESS)
         step += 1

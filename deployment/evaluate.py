@@ -35,6 +35,7 @@ def evaluate_checkpoint(
     blank_images: bool = False,
     backbone: str = "auto",
     workers: int = 1,
+    batch_size: int = 1,
     seed: int = 0,
     device: str = "cpu",
     robots: Sequence[str] | None = None,
@@ -46,9 +47,10 @@ def evaluate_checkpoint(
     """Evaluates a policy checkpoint in closed loop and writes the report into `output_dir`; see `evaluate_policy`.
 
     Every finished trial is kept in `output_dir` at once (`TrialRecords`). The same call goes on after it was killed,
-    and one with more tasks, trials or robots extends an evaluation that is finished; number of processes and films may
-    change, but what is finished is not filmed afterwards. The result, by robot, is that of a call that nobody killed,
-    and the report, which is written at the end, is of all trials, and says which failed to end.
+    and one with more tasks, trials or robots extends an evaluation that is finished; numbers of processes, of episodes
+    in a batch and of films may change, but what is finished is not filmed afterwards. The result, by robot, is that of
+    a call that nobody killed, and the report, which is written at the end, is of all trials, and says which failed to
+    end.
 
     `robots` are some of the simulator's, which do all tasks one after the other (for LIBERO `["panda", "ur5e"]`), by
     default its only one. `embodiments` are the checkpoint's names for them, by default the simulator's own,
@@ -72,6 +74,7 @@ def evaluate_checkpoint(
         max_episode_steps=max_episode_steps,
         films=films,
         workers=workers,
+        batch_size=batch_size,
         seed=seed,
         device=device,
         robots=robots,
@@ -117,6 +120,7 @@ def evaluate_checkpoint(
                 embodiment=robot.body.name,
                 limits=robot.limits,
                 compile=compile,
+                batch_size=batch_size,
             )
             try:
                 results[robot.name] = evaluate_policy(
@@ -126,6 +130,7 @@ def evaluate_checkpoint(
                     trials=trials,
                     seed=seed,
                     num_workers=workers,
+                    batch_size=batch_size,
                     films_per_task=films,
                     blank_images=blank_images,
                     environment_options={
@@ -153,10 +158,10 @@ def _require_steps(checkpoint: str, commit: str | None, execute_steps: int) -> N
         raise ValueError(f"--execute-steps {execute_steps}: a chunk of {checkpoint} has {steps} steps, name no more")
 
 
-def _warm_policy(checkpoint: str, commit: str | None, **arguments: Any) -> PriorVLAPolicy:
+def _warm_policy(checkpoint: str, commit: str | None, batch_size: int, **arguments: Any) -> PriorVLAPolicy:
     policy = PriorVLAPolicy.from_pretrained(checkpoint, **at_revision(commit), **arguments)
     if policy.compiled:
-        policy.warm_up(prefix_steps=None)  # every chunk begins anew
+        policy.warm_up(batch_size, prefix_steps=None)  # every chunk begins anew
     return policy
 
 

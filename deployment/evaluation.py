@@ -117,6 +117,7 @@ def evaluate_policy(
     trials: int = 10,
     seed: int = 0,
     num_workers: int = 1,
+    batch_size: int = 1,
     films_per_task: int = 0,
     blank_images: bool = False,
     environment_options: Mapping[str, Any] | None = None,
@@ -140,6 +141,8 @@ def evaluate_policy(
             policy meets the same starts.
         num_workers: processes of one thread each; 1 runs here, with torch's threads. Results do not depend on it but
             for the rounding of another number of threads.
+        batch_size: episodes of a task that a process runs side by side, each in an environment of its own; what they
+            need next is predicted in one batch. Results do not depend on it but for the batch's rounding.
         films_per_task: so many first trials of every task are filmed.
         blank_images: every picture is black: what is left is what the policy does without looking.
         environment_options: further arguments of the environment's class or function.
@@ -159,8 +162,9 @@ def evaluate_policy(
         require_tasks(environment, tasks)
     elif not tasks or len(set(tasks)) < len(tasks):
         raise ValueError(f"tasks={list(tasks)}: name at least one, and each once")
-    if trials < 1:
-        raise ValueError(f"trials={trials} must be at least 1")
+    for name, value in {"trials": trials, "batch_size": batch_size}.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
     suites = {task: task.rpartition("/")[0] if isinstance(environment, str) else "" for task in tasks}
     started = time.perf_counter()
     outcomes = {} if records is None else records.require(tasks, trials, robot)
@@ -178,11 +182,11 @@ def evaluate_policy(
         embodiment=embodiment,
     )
     films: dict[tuple[str, int], NDArray[np.uint8]] = {}
-    blocks = trial_blocks(tasks, to_run, num_workers, like)
+    blocks = trial_blocks(tasks, to_run, num_workers, like, batch_size)
     doing = f"evaluating {robot}".rstrip()
     with (
         tqdm(total=len(tasks) * trials, initial=len(outcomes), desc=doing, unit="episode") as progress,
-        closing(run_blocks(policy, blocks, num_workers)) as episodes,
+        closing(run_blocks(policy, blocks, num_workers, batch_size)) as episodes,
     ):
         for episode in episodes:
             progress.update()

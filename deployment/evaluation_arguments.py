@@ -25,6 +25,7 @@ def check_evaluation(
     max_episode_steps: int | None = None,
     films: int = 1,
     workers: int = 1,
+    batch_size: int = 1,
     seed: int = 0,
     device: str = "cpu",
     robots: Sequence[str] | None = None,
@@ -42,6 +43,7 @@ def check_evaluation(
     for name, value, least in (
         ("--trials", trials, 1),
         ("--workers", workers, 1),
+        ("--batch-size", batch_size, 1),
         ("--max-episode-steps", 1 if max_episode_steps is None else max_episode_steps, 1),
         ("--execute-steps", 1 if execute_steps is None else execute_steps, 1),
         ("--films", films, 0),

@@ -16,6 +16,7 @@ CLOSED_LOOP: dict[str, Any] = {
     "starts": None,
     "image_size": None,
     "trials": 10,
+    "batch_size": 1,
     "max_episode_steps": None,
     "films": 1,
     "blank_images": False,
@@ -69,6 +70,7 @@ def add_evaluation_options(command: argparse.ArgumentParser, workers: int) -> No
         "--backbone", default="auto", help="folder to take the backbone from; auto: what the config names"
     )
     command.add_argument("--workers", type=int, default=workers, help="processes of one thread each")
+    command.add_argument("--batch-size", type=int, help="episodes side by side in each process, in one batch")
     command.add_argument("--compile", action="store_true", help="the policy, before its first action: minutes")
     command.add_argument("--seed", type=int, default=0, help="of the starts; open loop: of the noise")
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the policy runs")

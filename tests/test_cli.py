@@ -67,6 +67,7 @@ OPTIONS = {
         "--blank-images",
         "--backbone",
         "--workers",
+        "--batch-size",
         "--seed",
         "--device",
     ],

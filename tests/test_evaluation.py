@@ -115,6 +115,16 @@ def test_two_processes_give_what_one_gives():
             np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_episodes_side_by_side_give_what_they_give_one_after_the_other(num_workers):
+    options = {"trials": 5, "films_per_task": 5, "environment_options": SHORT}
+    alone = evaluate_policy(RandomPolicy(BODY), [TASK], **options)
+    beside = evaluate_policy(partial(RandomPolicy, BODY), [TASK], num_workers=num_workers, batch_size=3, **options)
+    assert beside.tasks[TASK].outcomes == alone.tasks[TASK].outcomes
+    for one, two in zip(alone.tasks[TASK].films, beside.tasks[TASK].films, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
 def test_the_trials_of_one_task_are_shared_by_processes_in_the_order_of_their_starts(monkeypatch):
     options = {"trials": 5, "films_per_task": 3, "environment_options": SHORT}
     alone = evaluate_policy(RandomPolicy(BODY), [TASK], **options)
@@ -132,7 +142,7 @@ def test_a_trial_does_not_depend_on_the_trials_before_it(expert):
     # each in an environment of its own
     for trial, film in enumerate(expert.tasks[TASK].films):
         block = TrialBlock("metaworld", {}, TASK, 0, (trial,), films=2)
-        episode = EpisodeRunner(ExpertPolicy(TASK)).run(block, trial)
+        episode = next(EpisodeRunner(ExpertPolicy(TASK)).run(block, [trial]))
         assert episode.success and (episode.film == film).all()
 
 

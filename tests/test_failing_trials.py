@@ -51,9 +51,10 @@ class Headless(Drawer):
         return (*super().step(action)[:4], {})
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_the_other_trials_run_and_the_next_call_runs_what_is_missing(num_workers, tmp_path):
-    run = partial(evaluate_policy, make_policy, ["open it"], trials=6, num_workers=num_workers)
+def test_the_other_trials_run_and_the_next_call_runs_what_is_missing(num_workers, batch_size, tmp_path):
+    run = partial(evaluate_policy, make_policy, ["open it"], trials=6, num_workers=num_workers, batch_size=batch_size)
     for _ in range(2):
         with TrialRecords(tmp_path, {}) as records, pytest.raises(IncompleteEvaluationError) as raised:
             run(environment=partial(Drawer, bad=(2,)), records=records)
@@ -66,6 +67,48 @@ def test_the_other_trials_run_and_the_next_call_runs_what_is_missing(num_workers
         assert len((tmp_path / "trials.jsonl").read_text().splitlines()) == 1 + 5
     with TrialRecords(tmp_path, {}) as records:
         assert run(environment=Drawer, records=records).tasks["open it"].outcomes == [True, False] * 3
+
+
+class Confused(RandomPolicy):
+    """It fails in the episode that begins from 1, and so does every batch which that is in."""
+
+    def __init__(self) -> None:
+        super().__init__(BODY)
+        self.batches: list[int] = []
+
+    def new_session(self, seed: int) -> Any:
+        return seed
+
+    def act(self, sessions: Any, observations: Any) -> Any:
+        self.batches.append(len(sessions))
+        if 1 in sessions:
+            raise ValueError("not finite")
+        return np.zeros((len(sessions), 1), np.float32)
+
+
+def test_an_error_of_the_policy_ends_the_trial_whose_it_is_and_no_other_of_its_batch():
+    policy = Confused()
+    with pytest.raises(IncompleteEvaluationError) as raised:
+        evaluate_policy(policy, ["open it"], trials=4, environment=Drawer, batch_size=3)
+    assert [(one.trial, one.error) for one in raised.value.result.missing] == [(1, "ValueError: not finite")]
+    assert raised.value.result.tasks["open it"].outcomes == [True, True, False]
+    # three begin, and each is asked alone, because one of them failed; the fourth takes two steps
+    assert policy.batches == [3, 1, 1, 1, 1, 1]
+
+
+def test_episodes_side_by_side_have_an_environment_each_and_their_places_are_taken_again():
+    Drawer.built, seen = 0, []
+
+    class Counting(RandomPolicy):
+        def act(self, sessions: Any, observations: Any) -> Any:
+            seen.append(len(sessions))
+            return super().act(sessions, observations)
+
+    result = evaluate_policy(Counting(BODY), ["open it"], trials=7, environment=Drawer, batch_size=3)
+    assert result.tasks["open it"].outcomes == [True, False] * 3 + [True]
+    assert Drawer.built == 3 and max(seen) == 3 and sum(seen) == 4 * 1 + 3 * 2  # a success ends an episode at once
+    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+        evaluate_policy(make_policy, ["open it"], environment=Drawer, batch_size=0)
 
 
 def test_after_a_trial_that_failed_the_environment_is_built_anew():

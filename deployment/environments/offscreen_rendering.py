@@ -81,14 +81,27 @@ class OffscreenRenderer:
         atexit.unregister(_close_open_renderers)  # once, and after MuJoCo's own: what is registered last runs first
         atexit.register(_close_open_renderers)
 
-    def render(self, data: Any, camera: str, window: tuple[float, float, float] = (0.0, 0.0, 1.0)) -> NDArray[np.uint8]:
+    def render(
+        self,
+        data: Any,
+        camera: str,
+        window: tuple[float, float, float] = (0.0, 0.0, 1.0),
+        model: Any = None,
+    ) -> NDArray[np.uint8]:
         """The scene of `data` (`mujoco.MjData`) as `camera` sees it: (size, size, 3), first row on top.
 
         Args:
             window: left, top and side of the square to draw, in parts of the camera's whole view; it fills the picture.
+            model: whose data these are; default: the renderer's. Another must have the same meshes and textures, which
+                the context holds; of its own may be where things are, how they look, lights and cameras.
         """
+        import mujoco
+
         scene = self._renderer.scene
-        self._renderer.update_scene(data, camera, self._shown)
+        model = self._renderer.model if model is None else model
+        view = mujoco.MjvCamera()
+        view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, model.camera(camera).id
+        mujoco.mjv_updateScene(model, data, self._shown, None, view, mujoco.mjtCatBit.mjCAT_ALL, scene)
         left, top, side = window
         for view in scene.camera:  # two, which MuJoCo averages
             height = view.frustum_top - view.frustum_bottom

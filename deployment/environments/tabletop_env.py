@@ -5,10 +5,12 @@ Where things lie stays inside, for the scripted expert and the success check. Ne
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import yaml
@@ -20,7 +22,7 @@ from .live_cameras import LiveCameras
 from .offscreen_rendering import OffscreenRenderer
 from .tabletop_expert import expert_action
 from .tabletop_layouts import Episode, all_requests, draw_episode, implied_request, possible_requests
-from .tabletop_model import CAMERA, TIMESTEP
+from .tabletop_model import CAMERA, TIMESTEP, build_model
 from .tabletop_scene import HIGHEST, LOWEST, STEPS, TabletopScene
 
 import gymnasium  # isort: skip  # after the scene, whose error says what to install
@@ -154,9 +156,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         return self._cameras.picture(CAMERA)
 
     def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        self._renderer = None  # closed with the last tabletop that draws with it
 
     def _observation(self) -> dict[str, Any]:
         scene = self._scene
@@ -183,8 +183,23 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
 
     def _draw(self, camera: str) -> NDArray[np.uint8]:
         if self._renderer is None:
-            self._renderer = OffscreenRenderer(self._scene.model, self.image_size)
-        return self._renderer.render(self._scene.data, camera)
+            self._renderer = _renderer_of(self.image_size)
+        return self._renderer.render(self._scene.data, camera, model=self._scene.model)
+
+
+_renderers: WeakValueDictionary[tuple[int, int], OffscreenRenderer] = WeakValueDictionary()
+
+
+def _renderer_of(size: int) -> OffscreenRenderer:
+    """One for all tabletops of a thread and a size, because making one takes longer than most of an episode.
+
+    Their models are copies of each other, and a context of OpenGL belongs to one thread.
+    """
+    key = (threading.get_ident(), size)
+    renderer = _renderers.get(key)
+    if renderer is None:
+        renderer = _renderers[key] = OffscreenRenderer(build_model(), size)
+    return renderer
 
 
 __all__ = ["CONTROL_RATE", "TabletopEnv", "tabletop_embodiment"]
