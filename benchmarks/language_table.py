@@ -228,6 +228,21 @@ def drawn(cells: list[Results]) -> dict[str, dict[str, tuple[int, int]]]:
     return arms
 
 
+def by_part(results: Results) -> list[str]:
+    """A table of which word is followed where it contradicts the layout: all hosts and seeds of a training together.
+
+    Of policies that learned what they were trained for; *blind* is told as it is.
+    """
+    knobs = list(dict.fromkeys(result["knob"] for result in results))
+    heads = ["training", *(f"{knob}: {part}" for knob in knobs for part in PARTS)]
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for training in dict.fromkeys(result["training"] for result in results):
+        own = [r for r in results if r["training"] == training and (training == BLIND or learned(r))]
+        done = [[against(r, part) for r in own if r["knob"] == knob] for knob in knobs for part in PARTS]
+        lines.append(f"| {' | '.join([training, *(shown(count(each)) if each else '-' for each in done)])} |")
+    return lines
+
+
 def report(folder: Path, settings: Mapping[str, Any], results: Sequence[dict[str, Any]]) -> None:
     """Prints tables, validity lines and claims; leaves them in `folder` as `table.md`, `report.json` and plots, one for
     each host and knob."""
@@ -251,8 +266,8 @@ def report(folder: Path, settings: Mapping[str, Any], results: Sequence[dict[str
     content = {"kind": "language", **settings, "cells": list(results), "lines": lines}
     made = made_with(write_report(folder, content))
     seeds = ", ".join(map(str, sorted({result["seed"] for result in results})))
-    told = "\n\n".join(
-        ["# The language table", f"Seeds {seeds}. What its words mean: docs/language.md.", *sections, made]
-    )
+    parts = ["## Done of what is asked for where the words contradict the layout, by part", *by_part(list(results))]
+    opening = ["# The language table", f"Seeds {seeds}. What its words mean: docs/language.md."]
+    told = "\n\n".join([*opening, "\n".join([parts[0], "", *parts[1:]]), *sections, made])
     (folder / "table.md").write_text(told + "\n", encoding="utf-8")
     print("\n" + told)

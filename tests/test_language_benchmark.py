@@ -218,6 +218,17 @@ def test_the_plot_shows_what_the_words_contradict_and_blind_before_the_others() 
     assert place == ("another place\nthan implied", table.count([table.against(one, "place")])) and place[1][0] > 0
 
 
+def test_words_that_are_followed_are_told_by_part_for_policies_that_learned() -> None:
+    table = importlib.import_module("language_table")
+    good, bad = cell("one stage", 16, 10, knob="one"), cell("one stage", 2, 20, knob="one", seed=1)
+    blind, other = cell(table.BLIND, 3, 0, knob="one"), cell("two stages", 16, 14)
+    heads, _, *lines = table.by_part([good, bad, blind, other])
+    assert heads == "| training | one: thing | one: place | many: thing | many: place |"
+    thing, place = (table.shown(table.count([table.against(good, part)])) for part in table.PARTS)
+    assert lines[0] == f"| one stage | {thing} | {place} | - | - |"  # not of the one that did not learn
+    assert lines[1].startswith("| blind | 0%") and lines[2].startswith("| two stages | - | - |")
+
+
 def test_results_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
     require = importlib.import_module("same_settings").require_same_settings
     names = importlib.import_module("language").SETTINGS
