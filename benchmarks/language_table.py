@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from language_trials import contradicted
@@ -24,9 +25,8 @@ EVERY_OTHER_READS = ("one stage", "one stage, longer", "two stages", "three rung
 CLAIM = ("two stages", "one stage, longer")  # the difference that the table is about
 AS_LONG_HEARD = ("two stages", "one stage")  # the same with as many steps under instructions, the earlier ones given
 CLAIM_SUITES = ("seen", "unseen-object")
-PARTS = ("thing", "place")  # of a request; words may contradict the layout in either
+PARTS = {"thing": "which thing", "container": "which container", "side": "the side"}  # in which words may contradict
 SAID = tuple(suite for suite in TEST_SUITES if suite != "chained")  # where one request is made
-ASKS_ANOTHER = "where another {} is asked for than the layout implies"
 GATES = "gates, blind / reading (inserted ones begin at 0, all others at 1)"
 Results = list[dict[str, Any]]  # of one cell, a seed each
 
@@ -41,6 +41,15 @@ def shown(counts: tuple[int, int]) -> str:
     """A percentage with its interval."""
     low, high = wilson_interval(*counts)
     return f"{counts[0] / counts[1]:.0%} ({low:.0%} to {high:.0%})"
+
+
+def together(results: Results, suites: Sequence[str], part: str | None = None) -> tuple[float, float, float]:
+    """The success rate of several hosts, too, and its interval: that of as many trials as there are starts, which
+    hosts share."""
+    done = [each for result in results for each in by_start(result, suites, part)]
+    starts = len({start for start, _ in done})
+    rate = sum(outcome == "asked" for _, outcome in done) / len(done)
+    return rate, *wilson_interval(round(rate * starts), starts)
 
 
 def row(results: Results) -> str:
@@ -125,37 +134,52 @@ def validity(knob: str, cells: list[Results]) -> list[str]:
     policies = [results for results in cells if results[0]["training"] != BLIND]
     lines = []
     for where, told in {"trained": "as trained", "seen": "on seen"}.items():
-        if where == "trained" or knob == "many":
-            done = [all(done_as(result, where) for result in results) for results in policies]
-            verdict = "valid" if all(done) else "INVALID for the others"
-            lines.append(f"learned: {sum(done)} of {len(done)} rows do at least {ENOUGH:.0%} {told}: {verdict}")
-    for host in dict.fromkeys(results[0]["host"] for results in cells):
-        own = [results for results in cells if results[0]["host"] == host]
-        lines += [f"{host}: {line}" for line in without_reading(knob, own)]
+        done = [all(done_as(result, where) for result in results) for results in policies]
+        verdict = "valid" if all(done) else "INVALID for the others"
+        if where == "seen" and knob in BLIND_CAN:
+            verdict = "what whoever follows the layout cannot do"
+        lines.append(f"learned: {sum(done)} of {len(done)} rows do at least {ENOUGH:.0%} {told}: {verdict}")
+    hosts = list(dict.fromkeys(results[0]["host"] for results in cells))
+    for host in hosts:
+        own = {results[0]["training"]: results for results in cells if results[0]["host"] == host}
+        lines += [f"{host}: {line}" for line in [*first_stage(knob, own), *at_chance(own.get(BLIND, []))]]
+    if len(hosts) > 1:
+        never = [result for results in cells for result in results if result["training"] == BLIND]
+        lines += [f"all hosts: {line}" for line in at_chance(never)]
     return [f"{knob}: {line}" for line in lines]
 
 
-def without_reading(knob: str, cells: list[Results]) -> list[str]:
-    """Of one host: whether what never reads has learned what it can, and that on test scenes it can only guess."""
+def first_stage(knob: str, cells: Mapping[str, Results]) -> list[str]:
+    """Of one host: whether what never reads has learned what it can, with every seed: to do what the layout implies,
+    or, where it implies nothing, any of a scene's requests."""
     lines = []
-    never = {own[0]["training"]: own for own in cells}
-    if knob in BLIND_CAN:
-        most = BLIND_CAN[knob]
-        asked = {name: [result[key] for result in never.get(name, [])] for name, key in SHORTCUT.items()}
-        for name, outcomes in asked.items():
-            if outcomes:
-                verdict = "valid" if enough(count(outcomes), most) else "INVALID: not learned"
-                who = name if name == BLIND else f"the prior of {name}"
-                seeds = f", by seed {', '.join(f'{count([own])[0]}' for own in outcomes)}" * (len(outcomes) > 1)
-                told = f"{shown(count(outcomes))} as trained{seeds}, {most:.0%} at best"
-                lines.append(f"shortcut: {who} does {told}: {verdict}")
-    if BLIND not in never:
-        return [*lines, f"{BLIND}: not measured, so that nobody knows whether the table is valid"]
+    for name, key in SHORTCUT.items():
+        done = {}
+        for result in cells.get(name, []):
+            if key in result:  # with `many` the prior of three rungs is not measured
+                outcomes = Counter(result[key])
+                some = outcomes.total() - outcomes["nothing"] if knob == "many" else outcomes["asked"]
+                done[result["seed"]] = (some, outcomes.total())
+        if done:
+            who = name if name == BLIND else f"the prior of {name}"
+            most = BLIND_CAN.get(knob, 1.0)
+            what = f"acts: {who} does any request" if knob == "many" else f"shortcut: {who} does, {most:.0%} at best"
+            told = ", ".join(f"seed {seed} {shown(counts)}" for seed, counts in done.items())
+            verdict = "valid" if all(enough(counts, most) for counts in done.values()) else "INVALID: not learned"
+            lines.append(f"{what}, as trained, {told}: {verdict}")
+    return lines
+
+
+def at_chance(never: Results) -> list[str]:
+    """Whether what never reads can only guess on test scenes."""
+    if not never:
+        return [f"{BLIND}: not measured, so that nobody knows whether the table is valid"]
+    lines = []
     for suite in TEST_SUITES[:4]:
-        counts = count([result["suites"][suite] for result in never[BLIND]])
         guess = blind_chance(suite) if suite in CLAIM_SUITES else BY_CHANCE
-        verdict = "valid" if wilson_interval(*counts)[0] <= guess else "INVALID: the scene gives the answer away"
-        lines.append(f"{BLIND} on {suite}: {shown(counts)}, by chance {guess:.0%}: {verdict}")
+        rate, low, high = together(never, (suite,))
+        verdict = "valid" if low <= guess else "INVALID: the scene gives the answer away"
+        lines.append(f"{BLIND} on {suite}: {rate:.0%} ({low:.0%} to {high:.0%}), by chance {guess:.0%}: {verdict}")
     return lines
 
 
@@ -166,53 +190,57 @@ def premise(knob: str, results: Results) -> list[str]:
     """
     one = [result for result in results if result["training"] == CLAIM[1]]
     lines = []
-    for part in PARTS if knob in BLIND_CAN and one else ():
+    for part, name in PARTS.items() if knob in BLIND_CAN and one else ():
         outcomes = Counter(outcome for own in one for outcome in against(own, part))
         asked, either = outcomes["asked"], outcomes["asked"] + outcomes["implied"]
         low, high = wilson_interval(asked, either) if either else (0.0, 1.0)
         verdict = "follows the layout" if high < 0.5 else "follows the words" if low > 0.5 else "undecided"
         told = ", ".join(f"{kind} {outcomes[kind]}" for kind in ("asked", "implied", "another", "nothing"))
-        lines.append(f"{knob}: premise: {CLAIM[1]}, {ASKS_ANOTHER.format(part)}: {told}: {verdict}")
+        lines.append(f"{knob}: premise: {CLAIM[1]}, where the words contradict the layout in {name}: {told}: {verdict}")
     return lines
 
 
 def claims(knob: str, results: Results, compared: tuple[str, str] = CLAIM) -> list[str]:
-    """What paper B claims, as a difference over the same starts: of all together, and beside it by host, by seed, and
-    where words contradict the layout.
-
-    Of pairs that both learned, for what a policy that did not says is nothing about language; and once of all.
-    """
+    """What paper B claims, as a difference over the same starts: of all pairs of a host and a seed, and beside it pair
+    by pair, of those that both learned, by host, by seed, and where words contradict the layout."""
     arms = {(r["training"], r["host"], r["seed"]): r for r in results}
     pairs = [(h, seed) for training, h, seed in arms if training == compared[0] and (compared[1], h, seed) in arms]
     good = [pair for pair in pairs if all(learned(arms[training, *pair]) for training in compared)]
-    on, told = " and ".join(CLAIM_SUITES), " minus ".join(compared)
     if not pairs:
         return []
-    if not good:
-        return [f"{knob}: {told}: none of {len(pairs)} pairs learned both"]
 
-    def difference(own: list[tuple[str, int]], suites: Sequence[str], part: str | None = None) -> str:
-        starts, differences = [], []
+    def gained(own: list[tuple[str, int]], suites: Sequence[str], part: str | None) -> tuple[list[int], list[str]]:
+        values, starts = [], []
         for host, seed in own:
             one, other = (by_start(arms[training, host, seed], suites, part) for training in compared)
+            values += [(a == "asked") - (b == "asked") for (_, a), (_, b) in zip(one, other, strict=True)]
             starts += ["/".join(map(str, start)) for start, _ in one]
-            differences += [(a == "asked") - (b == "asked") for (_, a), (_, b) in zip(one, other, strict=True)]
-        mean = bootstrap_mean(differences, starts, draws=2000)
+        return values, starts
+
+    def told(own: list[tuple[str, int]], suites: Sequence[str] = CLAIM_SUITES, part: str | None = None) -> str:
+        if not own:
+            return "none"
+        mean = bootstrap_mean(*gained(own, suites, part), draws=2000)
         low, high = (round(100 * end) for end in mean.interval)
         return f"{100 * mean.value:+.0f} points ({low:+d} to {high:+d})"
 
-    some = len(good) < len(pairs)
-    kind = "claim" if knob in BLIND_CAN and compared == CLAIM else "beside it"
-    whole = f"all {len(good)} pairs" + f" that learned, of {len(pairs)}" * some
-    lines = [f"{knob}: {kind}: {told} on {on}, {whole}: {difference(good, CLAIM_SUITES)}"]
-    chosen = {f"on {on}, all {len(pairs)} pairs, learned or not": (pairs, CLAIM_SUITES, None)} if some else {}
+    def alone(pair: tuple[str, int]) -> str:
+        return f"{pair[0]} {pair[1]} {100 * fmean(gained([pair], CLAIM_SUITES, None)[0]):+.0f}"
+
+    on = f"on {' and '.join(CLAIM_SUITES)}"
+    lines = {f"{on}, all {len(pairs)} pairs": told(pairs), f"{on}, pair by pair": ", ".join(map(alone, pairs))}
+    if len(good) < len(pairs):
+        lines[f"{on}, the {len(good)} pairs that both learned"] = told(good)
     for place, name in ((0, "{}"), (1, "seed {}")):
-        values = dict.fromkeys(pair[place] for pair in good)
-        if len(values) > 1:
-            own = {value: [pair for pair in good if pair[place] == value] for value in values}
-            chosen |= {f"on {on}, {name.format(v)}": (pairs_of, CLAIM_SUITES, None) for v, pairs_of in own.items()}
-    chosen |= {ASKS_ANOTHER.format(part): (good, SAID, part) for part in PARTS}
-    return lines + [f"{knob}: beside it: {told} {name}: {difference(*asked)}" for name, asked in chosen.items()]
+        values = dict.fromkeys(pair[place] for pair in pairs)
+        for value in values if len(values) > 1 else ():
+            lines[f"{on}, {name.format(value)}"] = told([pair for pair in pairs if pair[place] == value])
+    for part, name in PARTS.items():
+        lines[f"where the words contradict the layout in {name}"] = told(pairs, SAID, part)
+    first = "claim" if knob in BLIND_CAN and compared == CLAIM else "beside it"
+    kinds = [first, *["beside it"] * (len(lines) - 1)]
+    what = " minus ".join(compared)
+    return [f"{knob}: {kind}: {what} {where}: {lines[where]}" for kind, where in zip(kinds, lines, strict=True)]
 
 
 def drawn(cells: list[Results]) -> dict[str, dict[str, tuple[int, int]]]:
@@ -223,23 +251,26 @@ def drawn(cells: list[Results]) -> dict[str, dict[str, tuple[int, int]]]:
     arms = {}
     for own in sorted(cells, key=lambda results: bool(results[0]["training"] != BLIND)):
         suites = {suite: count([result["suites"][suite] for result in own]) for suite in TEST_SUITES}
-        parts = {f"another {part}\nthan implied": count([against(result, part) for result in own]) for part in PARTS}
+        parts = {f"against layout:\n{name}": count([against(r, part) for r in own]) for part, name in PARTS.items()}
         arms[own[0]["training"]] = suites | parts
     return arms
 
 
 def by_part(results: Results) -> list[str]:
-    """A table of which word is followed where it contradicts the layout: all hosts and seeds of a training together.
-
-    Of policies that learned what they were trained for; *blind* is told as it is.
-    """
-    knobs = list(dict.fromkeys(result["knob"] for result in results))
-    heads = ["training", *(f"{knob}: {part}" for knob in knobs for part in PARTS)]
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    for training in dict.fromkeys(result["training"] for result in results):
-        own = [r for r in results if r["training"] == training and (training == BLIND or learned(r))]
-        done = [[against(r, part) for r in own if r["knob"] == knob] for knob in knobs for part in PARTS]
-        lines.append(f"| {' | '.join([training, *(shown(count(each)) if each else '-' for each in done)])} |")
+    """A table of what is done where the words contradict the layout, by the word: all hosts and seeds of a training
+    together, learned or not, which is told."""
+    trainings = list(dict.fromkeys(result["training"] for result in results))
+    lines = [f"| knob | against the layout | {' | '.join(trainings)} |", "|" + "---|" * (2 + len(trainings))]
+    for knob in dict.fromkeys(result["knob"] for result in results):
+        for part, name in PARTS.items():
+            cells = [knob, name]
+            for training in trainings:
+                own = [r for r in results if (r["knob"], r["training"]) == (knob, training)]
+                rate, low, high = together(own, SAID, part) if own else (0.0, 0.0, 0.0)
+                good = sum(map(learned, own)) if training != BLIND else len(own)
+                some = f"; {good} of {len(own)} learned" * (good < len(own))
+                cells.append(f"{rate:.0%} ({low:.0%} to {high:.0%}{some})" if own else "-")
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
@@ -252,10 +283,10 @@ def report(folder: Path, settings: Mapping[str, Any], results: Sequence[dict[str
         keys = list(dict.fromkeys((result["host"], result["training"]) for result in of_knob))
         cells = [[r for r in of_knob if (r["host"], r["training"]) == key] for key in keys]
         said = [*validity(knob, cells), *premise(knob, of_knob)]
-        said += [*claims(knob, of_knob), *claims(knob, of_knob, AS_LONG_HEARD)[:1]]
+        said += [*claims(knob, of_knob), *claims(knob, of_knob, AS_LONG_HEARD)]
         lines += said
         heads = ["host", "training", "as trained", "without words", *TEST_SUITES, "`seen`: implied / another / nothing"]
-        heads += [f"asked for another {part} than implied" for part in PARTS]
+        heads += [f"against the layout: {name}" for name in PARTS.values()]
         heads += ["listens to which thing, x chance", GATES, "core minutes"]
         table = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads), *map(row, cells)]
         title = f"## {knob} instruction{'s' * (knob == 'many')} a training scene"
@@ -266,7 +297,7 @@ def report(folder: Path, settings: Mapping[str, Any], results: Sequence[dict[str
     content = {"kind": "language", **settings, "cells": list(results), "lines": lines}
     made = made_with(write_report(folder, content))
     seeds = ", ".join(map(str, sorted({result["seed"] for result in results})))
-    parts = ["## Done of what is asked for where the words contradict the layout, by part", *by_part(list(results))]
+    parts = ["## Done of what is asked for where the words contradict the layout", *by_part(list(results))]
     opening = ["# The language table", f"Seeds {seeds}. What its words mean: docs/language.md."]
     told = "\n\n".join([*opening, "\n".join([parts[0], "", *parts[1:]]), *sections, made])
     (folder / "table.md").write_text(told + "\n", encoding="utf-8")

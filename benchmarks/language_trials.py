@@ -10,7 +10,7 @@ import numpy as np
 
 from priorvla.deployment.environments.registry import expand_tasks, list_tasks
 from priorvla.deployment.environments.tabletop_env import TabletopEnv
-from priorvla.deployment.environments.tabletop_grammar import TEMPLATES, wording
+from priorvla.deployment.environments.tabletop_grammar import TEMPLATES, Container, Request, wording
 from priorvla.deployment.environments.tabletop_layouts import draw_episode, implied_request, possible_requests
 from priorvla.deployment.environments.trial_starts import start_seed
 from priorvla.deployment.evaluation import evaluate_policy
@@ -33,18 +33,28 @@ def start_of(task: str, seed: int) -> int:
 
 
 @cache
-def contradicted(suite: str, trials: int, seed: int) -> list[str]:
-    """What the words of each of `done_by`'s episodes say otherwise than the layout implies: which `thing` is meant;
-    only at which `place` it goes; or `nothing`."""
+def contradicted(suite: str, trials: int, seed: int) -> tuple[str, ...]:
+    """What the words of each of `done_by`'s episodes say otherwise than the layout implies (`difference`)."""
     told = []
     for task in expand_tasks("tabletop", [suite]):
         for trial in range(trials):
             random = np.random.default_rng(start_seed(start_of(task, seed), trial))
             episode = draw_episode(suite, task.partition("/")[2], random)
-            asked, implied = episode.requests[0], implied_request(episode.layout)
-            same = asked.thing == implied.thing
-            told.append("thing" if not same else "place" if asked.place != implied.place else "nothing")
-    return told
+            told.append(difference(episode.requests[0], implied_request(episode.layout)))
+    return tuple(told)
+
+
+def difference(asked: Request, implied: Request) -> str:
+    """Which `thing` is meant; of the implied thing, only into which `container` it goes; or whether it goes to a
+    `side`, and to which; or `nothing`.
+
+    Things and containers have to be found in the picture; where a side is, words say by themselves.
+    """
+    if asked.thing != implied.thing:
+        return "thing"
+    if asked.place == implied.place:
+        return "nothing"
+    return "container" if {type(asked.place), type(implied.place)} == {Container} else "side"
 
 
 def done_by(policy: Path, suites: Sequence[str], trials: int, seed: int, *, words: bool = True) -> dict[str, list[str]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +57,23 @@ def test_a_row_that_did_not_learn_is_marked_and_so_is_the_table() -> None:
     assert "1 of 2 rows" in as_trained and "INVALID" in as_trained
     assert "0 of 2 rows do at least 70% on seen: INVALID" in on_seen
     better = cell("one stage", 15, 14)
-    assert not any("INVALID" in line for line in table.validity("many", [[better], [blind]]))
-    assert not any("not measured" in line for line in table.validity("many", [[better], [blind]]))
-    assert "on seen" not in "".join(table.validity("one", [[bad], [blind]])).partition("cross: blind")[0]
+    acts = {**blind, "trained": ["another"] * 14 + ["nothing"] * 6}
+    assert not any("INVALID" in line for line in table.validity("many", [[better], [acts]]))
+    assert not any("not measured" in line for line in table.validity("many", [[better], [acts]]))
+    seen = table.validity("one", [[better], [bad], [blind]])[1]  # with the shortcut, `seen` is what is to be found out
+    assert "1 of 2 rows do at least 70% on seen" in seen and "INVALID" not in seen
+
+
+def test_a_prior_of_many_instructions_is_done_when_it_does_any_of_them() -> None:
+    table = importlib.import_module("language_table")
+
+    def verdict(idle: int) -> str:
+        trained = ["another"] * (18 - idle) + ["asked"] * 2 + ["nothing"] * idle
+        blind = {**cell(table.BLIND, 0, 2), "trained": trained}
+        return next(line for line in table.validity("many", [[blind]]) if "acts" in line)
+
+    assert verdict(6).startswith("many: cross: acts: blind does any request, as trained, seed 0 70% (")
+    assert verdict(6).endswith(": valid") and verdict(7).endswith("INVALID: not learned")
 
 
 def test_one_good_seed_does_not_make_a_row_valid() -> None:
@@ -74,22 +90,24 @@ def test_a_prior_that_was_not_done_is_told() -> None:
         lines = table.validity("one", [[cell("three rungs", 20, 3, prior=outcomes(prior))]])
         return next(line for line in lines if "shortcut" in line)
 
-    assert verdict(14).startswith("one: cross: shortcut: the prior of three rungs does 70% ")
+    told = "one: cross: shortcut: the prior of three rungs does, 100% at best, as trained, seed 0 70% ("
+    assert verdict(14).startswith(told)
     assert verdict(14).endswith(": valid") and verdict(13).endswith("INVALID: not learned")
 
 
 def test_the_premise_is_what_one_stage_follows_where_the_words_contradict_the_layout() -> None:
     table, trials = (importlib.import_module(name) for name in ("language_table", "language_trials"))
-    parts = trials.contradicted("seen", 10, 0)
-    done = [{"thing": "implied", "place": "asked", "nothing": "asked"}[part] for part in parts]
-    deaf = cell(table.CLAIM[1], 20, 0, "one", suites={suite: [] for suite in table.SAID} | {"seen": done})
-    which, where = table.premise("one", [deaf, cell("two stages", 20, 20, "one")])
-    things, places = parts.count("thing"), parts.count("place")
+    parts = {suite: trials.contradicted(suite, 10, 0) for suite in table.SAID}
+    follows = {"thing": "implied", "container": "another", "side": "asked", "nothing": "asked"}
+    deaf = cell(table.CLAIM[1], 20, 0, "one", suites={suite: [follows[own] for own in parts[suite]] for suite in parts})
+    counts = Counter(own for suite in parts.values() for own in suite)
+    which, container, side = table.premise("one", [deaf, cell("two stages", 20, 20, "one")])
     assert which == (
-        "one: premise: one stage, longer, where another thing is asked for than the layout implies: "
-        f"asked 0, implied {things}, another 0, nothing 0: follows the layout"
+        "one: premise: one stage, longer, where the words contradict the layout in which thing: "
+        f"asked 0, implied {counts['thing']}, another 0, nothing 0: follows the layout"
     )
-    assert f"asked {places}, implied 0" in where and where.endswith(": follows the words")
+    assert f"another {counts['container']}" in container and container.endswith(": undecided")
+    assert f"asked {counts['side']}, implied 0" in side and side.endswith(": follows the words")
     either = cell(table.CLAIM[1], 20, 10, "one")
     assert all(
         line.endswith(": undecided")
@@ -102,25 +120,33 @@ def test_the_premise_is_what_one_stage_follows_where_the_words_contradict_the_la
 
 def test_words_contradict_a_layout_as_its_episode_says() -> None:
     trials = importlib.import_module("language_trials")
-    parts = trials.contradicted("seen", 10, 3)
-    assert set(parts) == {"thing", "place", "nothing"} and len(parts) == 20
-    told = []
-    for task in ("seen/move", "seen/put"):
+    parts = trials.contradicted("unseen-place", 10, 4)
+    assert set(parts) == {"thing", "container", "side", "nothing"} and len(parts) == 20
+    for number, (task, trial) in enumerate(product(("unseen-place/move", "unseen-place/put"), range(10))):
         with TabletopEnv(task, image_size=32) as table:
-            for trial in range(10):
-                table.reset(seed=start_seed(trials.start_of(task, 3), trial))
-                (asked,), implied = table.episode.requests, implied_request(table.episode.layout)
-                told.append((asked.thing != implied.thing, asked.place != implied.place))
-    assert parts == ["thing" if thing else "place" if place else "nothing" for thing, place in told]
+            table.reset(seed=start_seed(trials.start_of(task, 4), trial))
+            (asked,), implied = table.episode.requests, implied_request(table.episode.layout)
+            same, kinds = asked.thing == implied.thing, {asked.kind, implied.kind}
+            assert (parts[number] == "thing") == (not same)
+            assert (parts[number] == "nothing") == (asked == implied)
+            assert (parts[number] == "container") == (same and asked.place != implied.place and kinds == {"put"})
     assert set(trials.contradicted("one-instruction", 5, 0)) == {"nothing"}
 
 
 def test_a_scene_that_gives_its_answer_away_makes_the_table_invalid() -> None:
     table = importlib.import_module("language_table")
     lines = table.validity("one", [[cell("one stage", 20, 3)], [cell(table.BLIND, 20, 8)]])
-    assert "not measured" in table.validity("one", [[cell("one stage", 20, 3)]])[1]
+    assert "not measured" in table.validity("one", [[cell("one stage", 20, 3)]])[2]
     assert sum("INVALID: the scene gives the answer away" in line for line in lines) == 4
-    assert any("shortcut: blind does 100%" in line and line.endswith("valid") for line in lines)
+    assert any("shortcut: blind does, 100% at best" in line and line.endswith(": valid") for line in lines)
+
+
+def test_hosts_that_share_their_starts_are_no_more_trials_of_what_never_reads() -> None:
+    table = importlib.import_module("language_table")
+    hosts = [[cell(table.BLIND, 20, 5, host=host)] for host in ("cross", "joint", "gated")]
+    together = [line for line in table.validity("one", hosts) if "all hosts" in line]
+    assert len(together) == 4 and together[0].startswith("one: all hosts: blind on seen: 25% (11% to 47%), by chance")
+    assert not any("all hosts" in line for line in table.validity("one", hosts[:1]))
 
 
 def test_a_shortcut_that_nobody_learns_makes_the_table_invalid() -> None:
@@ -130,7 +156,11 @@ def test_a_shortcut_that_nobody_learns_makes_the_table_invalid() -> None:
         return next(line for line in table.validity(knob, [[cell(table.BLIND, trained, 2)]]) if "shortcut" in line)
 
     assert "INVALID: not learned" in verdict("one", 13) and "INVALID" not in verdict("one", 14)
-    assert "92% at best: valid" in verdict("mostly-one", 13) and "INVALID" in verdict("mostly-one", 12)
+    assert "92% at best" in verdict("mostly-one", 13) and verdict("mostly-one", 13).endswith(": valid")
+    assert "INVALID" in verdict("mostly-one", 12)
+    seeds = [cell(table.BLIND, 12, 2, seed=0), cell(table.BLIND, 20, 2, seed=1)]  # 32 of 40 together
+    lines = [line for line in table.validity("one", [seeds]) if "shortcut" in line]
+    assert len(lines) == 1 and "seed 0 60%" in lines[0] and "INVALID" in lines[0]
     assert not any("shortcut" in line for line in table.validity("many", [[cell(table.BLIND, 2, 2)]]))
 
 
@@ -138,40 +168,42 @@ def test_the_claim_is_a_difference_over_the_same_starts() -> None:
     table = importlib.import_module("language_table")
     arms = [cell("two stages", 16, 15, "one"), cell("one stage, longer", 16, 5, "one")]
     told = "two stages minus one stage, longer on seen and unseen-object"
-    whole, which, where = table.claims("one", arms)
+    whole, alone, *parts = table.claims("one", arms)
     assert whole == f"one: claim: {told}, all 1 pairs: +50 points (+35 to +65)"
-    for line, part in ((which, "thing"), (where, "place")):
+    assert alone == f"one: beside it: {told}, pair by pair: cross 0 +50"
+    for line, (part, name) in zip(parts, table.PARTS.items(), strict=True):
         gained = [suite[n] == part for suite in contradictions(table.SAID) for n in range(5, 15)]
         asked = [own == part for suite in contradictions(table.SAID) for own in suite]
-        assert f"beside it: two stages minus one stage, longer where another {part} is asked for" in line
+        assert f"beside it: two stages minus one stage, longer where the words contradict the layout in {name}" in line
         assert f": {100 * sum(gained) / sum(asked):+.0f} points" in line
     same = [cell("two stages", 16, 15, host=host, seed=seed) for host in ("cross", "gated") for seed in (1, 2)]
     same += [{**own, "training": "one stage, longer"} for own in same]
     lines = table.claims("many", same)
     names = [line.partition("object, ")[2].partition(":")[0] for line in lines]
-    assert names == ["all 4 pairs", "cross", "gated", "seed 1", "seed 2", "", ""]
+    assert names == ["all 4 pairs", "pair by pair", "cross", "gated", "seed 1", "seed 2", "", "", ""]
     assert not any("claim" in line for line in lines)
-    assert all(line.endswith("+0 points (+0 to +0)") for line in lines)
+    assert all(line.endswith("+0 points (+0 to +0)") for line in lines if "pair by pair" not in line)
     assert table.claims("one", arms[:1]) == []
     beside = table.claims("one", [arms[0], cell("one stage", 16, 5, "one")], table.AS_LONG_HEARD)
     assert beside[0] == f"one: beside it: {told.replace(', longer', '')}, all 1 pairs: +50 points (+35 to +65)"
 
 
-def contradictions(suites: Sequence[str]) -> list[list[str]]:
+def contradictions(suites: Sequence[str]) -> list[tuple[str, ...]]:
     """Of the starts of cells of seed 0."""
     return [importlib.import_module("language_trials").contradicted(suite, 10, 0) for suite in suites]
 
 
-def test_the_claim_leaves_out_what_was_not_learned() -> None:
+def test_what_was_not_learned_is_counted_and_left_out_beside_it() -> None:
     table = importlib.import_module("language_table")
     good = [cell("two stages", 16, 15, "one"), cell("one stage, longer", 16, 5, "one")]
     bad = [cell("two stages", 13, 20, "one", seed=1), cell("one stage, longer", 16, 0, "one", seed=1)]
-    learned, every, *_ = table.claims("one", good + bad)
-    assert learned.endswith("all 1 pairs that learned, of 2: +50 points (+35 to +65)")
-    assert "all 2 pairs, learned or not: +75 points" in every and "beside it" in every
-    assert table.claims("one", bad) == ["one: two stages minus one stage, longer: none of 1 pairs learned both"]
+    every, alone, learned, *_ = table.claims("one", good + bad)
+    assert "claim" in every and ", all 2 pairs: +75 points" in every
+    assert alone.endswith("pair by pair: cross 0 +50, cross 1 +100")
+    assert "beside it" in learned and learned.endswith("the 1 pairs that both learned: +50 points (+35 to +65)")
+    assert any(line.endswith("the 0 pairs that both learned: none") for line in table.claims("one", bad))
     unseen = [{**own, "knob": "many"} for own in good]  # one stage does 5 of 20 of what many instructions taught it
-    assert "none of 1 pairs learned both" in table.claims("many", unseen)[0]
+    assert any(line.endswith("the 0 pairs that both learned: none") for line in table.claims("many", unseen))
 
 
 def test_hosts_share_their_starts_so_that_more_hosts_are_no_more_starts() -> None:
@@ -188,8 +220,8 @@ def test_a_row_says_what_was_done_instead_and_which_gates_are_open() -> None:
     listening = {f"language_sensitivity/swap{end}": value for end, value in (("", 2.0), ("_low", 1.2), ("_high", 3.5))}
     known = {"suites": dict.fromkeys(TEST_SUITES, done), "gates": gates, "listening": listening}
     two, one = (table.row([cell(training, 16, 0, **known)]) for training in ("two stages", table.ALL_READ))
-    which, where = (table.shown(table.count([table.against(cell("any", 16, 0, **known), own)])) for own in table.PARTS)
-    assert f"| 30% / 15% / 5% | {which} | {where} | 2.0 (1.2 to 3.5) | cross 0.50 / 0.10 | 3 |" in two
+    parts = (table.shown(table.count([table.against(cell("any", 16, 0, **known), own)])) for own in table.PARTS)
+    assert f"| 30% / 15% / 5% | {' | '.join(parts)} | 2.0 (1.2 to 3.5) | cross 0.50 / 0.10 | 3 |" in two
     assert "| cross 0.37 | 3 |" in one
 
 
@@ -213,20 +245,24 @@ def test_the_plot_shows_what_the_words_contradict_and_blind_before_the_others() 
     one, blind = cell("one stage", 16, 20), cell(table.BLIND, 16, 0)
     arms = table.drawn([[one], [blind]])
     assert list(arms) == [table.BLIND, "one stage"] and list(arms["one stage"]) == list(arms[table.BLIND])
-    thing, place = list(arms["one stage"].items())[-2:]
-    assert thing == ("another thing\nthan implied", table.count([table.against(one, "thing")])) and thing[1][0] > 0
-    assert place == ("another place\nthan implied", table.count([table.against(one, "place")])) and place[1][0] > 0
+    for (name, counts), part in zip(list(arms["one stage"].items())[-3:], table.PARTS, strict=True):
+        assert name == f"against layout:\n{table.PARTS[part]}" and counts[0] > 0
+        assert counts == table.count([table.against(one, part)])
 
 
-def test_words_that_are_followed_are_told_by_part_for_policies_that_learned() -> None:
+def test_words_that_are_followed_are_told_by_part_and_whether_policies_learned() -> None:
     table = importlib.import_module("language_table")
-    good, bad = cell("one stage", 16, 10, knob="one"), cell("one stage", 2, 20, knob="one", seed=1)
-    blind, other = cell(table.BLIND, 3, 0, knob="one"), cell("two stages", 16, 14)
-    heads, _, *lines = table.by_part([good, bad, blind, other])
-    assert heads == "| training | one: thing | one: place | many: thing | many: place |"
-    thing, place = (table.shown(table.count([table.against(good, part)])) for part in table.PARTS)
-    assert lines[0] == f"| one stage | {thing} | {place} | - | - |"  # not of the one that did not learn
-    assert lines[1].startswith("| blind | 0%") and lines[2].startswith("| two stages | - | - |")
+    arms = [cell("one stage", 16, 10, "one"), cell("one stage", 2, 10, "one", host="joint")]
+    arms += [cell(table.BLIND, 3, 0, knob="one"), cell("two stages", 16, 14)]
+    heads, _, *lines = table.by_part(arms)
+    assert heads == "| knob | against the layout | one stage | blind | two stages |" and len(lines) == 6
+    for line, (part, name) in zip(lines, table.PARTS.items(), strict=False):
+        low, high = (f"{end:.0%}" for end in table.wilson_interval(*table.count([table.against(arms[0], part)])))
+        done = table.count([table.against(arms[0], part)])
+        both = f"{done[0] / done[1]:.0%} ({low} to {high}; 1 of 2 learned)"  # hosts share their starts
+        assert line.startswith(f"| one | {name} | {both} | 0% (") and line.endswith(" | - |")
+    names = table.PARTS.values()
+    assert all(line.startswith(f"| many | {name} | - | - | ") for line, name in zip(lines[3:], names, strict=True))
 
 
 def test_results_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
