@@ -174,7 +174,8 @@ class Group:
         """A cell's results: those that are there, or those of now."""
         file = self.file(training)
         if not file.is_file():
-            result = self.measure(training)
+            with self.alone():
+                result = self.measure(training)
             file.parent.mkdir(parents=True, exist_ok=True)
             new = file.with_suffix(".new")
             new.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -342,8 +343,7 @@ def main() -> None:
         for training in group.trainings:
             if options.finished_only and not group.file(training).is_file():
                 continue
-            with group.alone():
-                results.append(group.measured(training))
+            results.append(group.measured(training))
             print(row(results[-1:]), flush=True)
     if not results:
         raise SystemExit(f"{options.output_dir} has no finished cell of these hosts, knobs, seeds and trainings")
